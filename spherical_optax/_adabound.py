@@ -1,0 +1,193 @@
+"""AdaBound and AMSBound: Adam whose element-wise step sizes are clipped to SGD's."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from spherical_optax._checks import check_flag, check_numbers, needs_params
+from spherical_optax._moments import (
+    Number,
+    abs_sq,
+    bias_correction,
+    cast_tree,
+    ema,
+    value_at,
+    zeros_like_params,
+    zeros_like_squares,
+)
+
+
+class ScaleByAdaBoundState(NamedTuple):
+    """State of :func:`scale_by_adabound`."""
+
+    count: jax.Array  # shape=(), dtype=int32
+    mu: optax.Updates  # shapes of the parameters
+    nu: optax.Updates  # shapes of the parameters
+    nu_max: optax.Updates  # shapes of the parameters; empty unless amsbound
+
+
+def scale_by_adabound(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: Number = 0.9,
+    b2: Number = 0.999,
+    final_learning_rate: Number = 0.1,
+    gamma: Number = 1e-3,
+    eps: Number = 1e-8,
+    *,
+    amsbound: bool = False,
+) -> optax.GradientTransformation:
+    """Scales updates by AdaBound's clipped step sizes, learning rate included.
+
+    See :func:`adabound` for the mathematics and the arguments. As with every block
+    of Optax, the sign is that of the gradient: :func:`optax.scale` by -1 follows.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> import spherical_optax as so
+      >>> optimizer = optax.chain(so.scale_by_adabound(1e-3), optax.scale(-1.0))
+      >>> state = optimizer.init(jnp.ones(3))
+    """
+    check_numbers(
+        non_negative={
+            "learning_rate": learning_rate,
+            "final_learning_rate": final_learning_rate,
+            "eps": eps,
+        },
+        positive={"gamma": gamma},
+        below_one={"b1": b1, "b2": b2},
+    )
+    check_flag("amsbound", amsbound)
+    _check_start(learning_rate)
+
+    def init_fn(params):
+        return ScaleByAdaBoundState(
+            count=jnp.zeros([], jnp.int32),
+            mu=zeros_like_params(params),
+            nu=zeros_like_squares(params),
+            nu_max=zeros_like_squares(params) if amsbound else (),
+        )
+
+    def update_fn(updates, state, params=None):
+        del params
+        count = optax.safe_increment(state.count)
+        rate = value_at(learning_rate, state.count)
+        start = learning_rate(0) if callable(learning_rate) else rate
+        final = final_learning_rate * (rate / start if callable(learning_rate) else 1)
+        bias1, bias2 = bias_correction(b1, count), bias_correction(b2, count)
+        corrected = rate * jnp.sqrt(bias2) / bias1
+        age = gamma * jnp.asarray(count, float)
+        lower, upper = final * (1 - 1 / (age + 1)), final * (1 + 1 / age)
+
+        mu = jax.tree.map(lambda g, m: ema(g, m, b1), updates, state.mu)
+        nu = jax.tree.map(lambda g, v: ema(abs_sq(g), v, b2), updates, state.nu)
+        nu_max = jax.tree.map(jnp.maximum, state.nu_max, nu) if amsbound else ()
+        steps = jax.tree.map(
+            lambda m, v: jnp.clip(corrected / (jnp.sqrt(v) + eps), lower, upper) * m,
+            mu,
+            nu_max if amsbound else nu,
+        )
+        return cast_tree(steps, updates), ScaleByAdaBoundState(
+            count=count,
+            mu=cast_tree(mu, state.mu),
+            nu=cast_tree(nu, state.nu),
+            nu_max=cast_tree(nu_max, state.nu_max),
+        )
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def adabound(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: Number = 0.9,
+    b2: Number = 0.999,
+    final_learning_rate: Number = 0.1,
+    gamma: Number = 1e-3,
+    eps: Number = 1e-8,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    *,
+    amsbound: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""AdaBound: starts as Adam, ends as SGD, element by element.
+
+    With :math:`g \leftarrow g + \lambda x` (coupled L2), moments as in Adam and
+    :math:`\eta_t = \eta \sqrt{1 - b_2^t} / (1 - b_1^t)`:
+
+    .. math::
+      f = \alpha\, \eta / \eta(0), \qquad
+      x \leftarrow x - \mathrm{clip}\left(\frac{\eta_t}{\sqrt{v} + \epsilon},
+        f \left(1 - \frac{1}{\gamma t + 1}\right),
+        f \left(1 + \frac{1}{\gamma t}\right)\right) m
+
+    With ``amsbound`` the running maximum of :math:`v` stands in place of :math:`v`.
+
+    Args:
+      learning_rate: :math:`\eta`, a number or a schedule. A schedule also scales the
+        final learning rate, relative to its value at step 0.
+      b1: decay rate of the first moment.
+      b2: decay rate of the second moment.
+      final_learning_rate: :math:`\alpha`, the learning rate of the SGD it ends as.
+      gamma: :math:`\gamma`, how fast the bounds close; they are twice apart after
+        about :math:`1 / \gamma` steps.
+      eps: :math:`\epsilon`, added to the denominator.
+      weight_decay: :math:`\lambda`, a number or a schedule.
+      amsbound: whether to use the running maximum (one more array of the
+        parameters' size in the state).
+
+    Returns:
+      An optimizer. ``update`` needs the parameters.
+
+    Raises:
+      ValueError: a hyperparameter is out of range, a learning rate schedule starts
+        at 0 (the final learning rate is relative to it), or ``params`` is ``None``.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> import spherical_optax as so
+      >>> optimizer = so.adabound(1e-3, final_learning_rate=0.1)
+      >>> x = jnp.array([1.0, -2.0])
+      >>> state = optimizer.init(x)
+      >>> updates, state = optimizer.update(2 * x, state, x)
+      >>> optax.apply_updates(x, updates)
+      Array([ 0.999, -1.999], dtype=float32)
+
+    Differences:
+      The paper divides the learning rate by :math:`\sqrt{t}`; its first
+      implementation, which this follows, does not. There a scheduler scales the
+      final learning rate through the ratio to the initial one; so it does here.
+      Under :func:`optax.inject_hyperparams` the initial value of a scheduled
+      learning rate is not known, and :math:`f = \alpha`.
+
+    References:
+      Luo et al., `Adaptive gradient methods with dynamic bound of learning rate
+      <https://arxiv.org/abs/1902.09843>`_, 2019
+    """
+    check_numbers(non_negative={"weight_decay": weight_decay})
+    return needs_params(
+        "adabound",
+        optax.chain(
+            optax.add_decayed_weights(weight_decay),
+            scale_by_adabound(
+                learning_rate,
+                b1,
+                b2,
+                final_learning_rate,
+                gamma,
+                eps,
+                amsbound=amsbound,
+            ),
+            optax.scale(-1.0),
+        ),
+    )
+
+
+def _check_start(learning_rate: optax.ScalarOrSchedule) -> None:
+    if not callable(learning_rate):
+        return
+    start = learning_rate(0)
+    if not isinstance(start, jax.core.Tracer) and not float(start) > 0:
+        raise ValueError(
+            "learning_rate must not start at 0: final_learning_rate is relative to"
+            f" its value at step 0, got {float(start)}"
+        )

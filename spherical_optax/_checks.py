@@ -1,0 +1,87 @@
+"""Checks of arguments: every error names the argument and what is allowed."""
+
+import math
+from collections.abc import Collection
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def check_numbers(
+    *,
+    positive: dict[str, Any] | None = None,
+    non_negative: dict[str, Any] | None = None,
+    below_one: dict[str, Any] | None = None,
+    up_to_one: dict[str, Any] | None = None,
+) -> None:
+    """Raises a ValueError for the first hyperparameter that is out of its range.
+
+    Values are known by the argument's name. Schedules and traced values pass: what
+    they will be is not known yet.
+    """
+    _check(positive, "a number > 0", lambda x: x > 0)
+    _check(non_negative, "a number >= 0", lambda x: x >= 0)
+    _check(below_one, "a number in [0, 1)", lambda x: 0 <= x < 1)
+    _check(up_to_one, "a number in [0, 1]", lambda x: 0 <= x <= 1)
+
+
+def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
+    """Raises a ValueError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {sorted(choices)}, got {value!r}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raises a ValueError unless ``value`` is True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+
+
+def check_dtype(name: str, dtype: Any) -> jnp.dtype | None:
+    """Returns ``dtype`` as JAX spells it; a ValueError unless None or inexact."""
+    if dtype is None:
+        return None
+    try:
+        dtype = jax.dtypes.canonicalize_dtype(dtype)
+    except TypeError:
+        inexact = False
+    else:
+        inexact = jnp.issubdtype(dtype, jnp.inexact)
+    if not inexact:
+        raise ValueError(f"{name} must be None or a floating point type, got {dtype!r}")
+    return dtype
+
+
+def needs_params(
+    name: str, transformation: optax.GradientTransformation
+) -> optax.GradientTransformationExtraArgs:
+    """Wraps an optimizer so that a call without parameters names the optimizer.
+
+    Updates leave in the type of the gradients that came in, whatever the types of
+    hyperparameters and accumulators.
+    """
+    inner = optax.with_extra_args_support(transformation)
+
+    def update_fn(updates, state, params=None, **extra_args):
+        if params is None:
+            raise ValueError(
+                f"{name} needs the parameters: call update(updates, state, params)"
+            )
+        new_updates, state = inner.update(updates, state, params, **extra_args)
+        return optax.tree.cast_like(new_updates, updates), state
+
+    return optax.GradientTransformationExtraArgs(inner.init, update_fn)
+
+
+def _check(arguments, allowed, in_range) -> None:
+    for name, value in (arguments or {}).items():
+        if callable(value) or isinstance(value, jax.core.Tracer):
+            continue
+        try:
+            number = math.nan if isinstance(value, (bool, str)) else float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not (math.isfinite(number) and in_range(number)):
+            raise ValueError(f"{name} must be {allowed}, got {value!r}")

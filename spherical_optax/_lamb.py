@@ -1,0 +1,198 @@
+"""LAMB: Adam's direction with a step as long as each layer's weights allow."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from spherical_optax import geometry
+from spherical_optax._checks import check_flag, check_numbers, needs_params
+from spherical_optax._moments import (
+    Number,
+    abs_sq,
+    bias_correction,
+    cast_tree,
+    ema,
+    value_at,
+    zeros_like_params,
+    zeros_like_squares,
+)
+from spherical_optax.geometry import real_dtype, widen, working_dtype
+
+
+class ScaleByLambState(NamedTuple):
+    """State of :func:`scale_by_lamb`."""
+
+    count: jax.Array  # shape=(), dtype=int32
+    mu: optax.Updates  # shapes of the parameters
+    nu: optax.Updates  # shapes of the parameters
+    weight_norm: optax.Updates  # one number a leaf: min(|x|, max_weight_norm)
+    adam_norm: optax.Updates  # one number a leaf: |r|
+    trust_ratio: optax.Updates  # one number a leaf
+
+
+def scale_by_lamb(
+    b1: Number = 0.9,
+    b2: Number = 0.999,
+    eps: Number = 1e-6,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    *,
+    bias_correction: bool = False,
+    max_weight_norm: Number = 10.0,
+) -> optax.GradientTransformationExtraArgs:
+    """Scales updates by LAMB's direction and trust ratio, without learning rate.
+
+    See :func:`lamb` for the mathematics and the arguments.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> import spherical_optax as so
+      >>> block = so.scale_by_lamb()
+      >>> x = jnp.array([3.0, 4.0])
+      >>> _, state = block.update(x, block.init(x), x)
+      >>> state.weight_norm
+      Array(5., dtype=float32)
+    """
+    check_numbers(
+        non_negative={"eps": eps, "weight_decay": weight_decay},
+        positive={"max_weight_norm": max_weight_norm},
+        below_one={"b1": b1, "b2": b2},
+    )
+    check_flag("bias_correction", bias_correction)
+
+    def init_fn(params):
+        def per_leaf(value):
+            return jax.tree.map(
+                lambda x: jnp.full((), value, real_dtype(working_dtype(x))), params
+            )
+
+        return ScaleByLambState(
+            count=jnp.zeros([], jnp.int32),
+            mu=zeros_like_params(params),
+            nu=zeros_like_squares(params),
+            weight_norm=per_leaf(0.0),
+            adam_norm=per_leaf(0.0),
+            trust_ratio=per_leaf(1.0),
+        )
+
+    def update_fn(updates, state, params):
+        count = optax.safe_increment(state.count)
+        decay = value_at(weight_decay, state.count)
+        bias1, bias2 = _biases(b1, b2, count) if bias_correction else (1.0, 1.0)
+
+        mu = jax.tree.map(lambda g, m: ema(g, m, b1), updates, state.mu)
+        nu = jax.tree.map(lambda g, v: ema(abs_sq(g), v, b2), updates, state.nu)
+        adam_step = jax.tree.map(
+            lambda m, v, x: m / bias1 / (jnp.sqrt(v / bias2) + eps) + decay * widen(x),
+            mu,
+            nu,
+            params,
+        )
+        weight_norm = jax.tree.map(
+            lambda x: jnp.minimum(_norm(x), max_weight_norm), params
+        )
+        adam_norm = jax.tree.map(_norm, adam_step)
+        trust_ratio = jax.tree.map(_trust_ratio, weight_norm, adam_norm)
+        steps = jax.tree.map(lambda trust, r: trust * r, trust_ratio, adam_step)
+        return cast_tree(steps, updates), ScaleByLambState(
+            count=count,
+            mu=cast_tree(mu, state.mu),
+            nu=cast_tree(nu, state.nu),
+            weight_norm=cast_tree(weight_norm, state.weight_norm),
+            adam_norm=cast_tree(adam_norm, state.adam_norm),
+            trust_ratio=cast_tree(trust_ratio, state.trust_ratio),
+        )
+
+    return needs_params(
+        "scale_by_lamb", optax.GradientTransformation(init_fn, update_fn)
+    )
+
+
+def lamb(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: Number = 0.9,
+    b2: Number = 0.999,
+    eps: Number = 1e-6,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    *,
+    bias_correction: bool = False,
+    max_weight_norm: Number = 10.0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""LAMB: layer-wise adaptive moments for large batches.
+
+    Moments :math:`m`, :math:`v` as in Adam, norms over the whole leaf:
+
+    .. math::
+      r = \frac{m}{\sqrt{v} + \epsilon} + \lambda x, \qquad
+      \tau = \frac{\min(|x|, c)}{|r|}, \qquad
+      x \leftarrow x - \eta\, \tau\, r
+
+    with :math:`\tau = 1` where either norm is 0.
+
+    Args:
+      learning_rate: :math:`\eta`, a number or a schedule.
+      b1: decay rate of the first moment.
+      b2: decay rate of the second moment.
+      eps: :math:`\epsilon`, added to the denominator.
+      weight_decay: :math:`\lambda`, a number or a schedule.
+      bias_correction: whether to divide the moments by :math:`1 - b^t`.
+      max_weight_norm: :math:`c`, the largest weight norm that counts.
+
+    Returns:
+      An optimizer. ``update`` needs the parameters. Its state keeps, of the last
+      step and for every leaf, ``weight_norm`` (:math:`\min(|x|, c)`), ``adam_norm``
+      (:math:`|r|`) and ``trust_ratio``; :func:`optax.tree.get` finds them.
+
+    Raises:
+      ValueError: a hyperparameter is out of range, or ``params`` is ``None``.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> import spherical_optax as so
+      >>> optimizer = so.lamb(1e-2)
+      >>> x = {"kernel": jnp.array([3.0, 4.0])}
+      >>> state = optimizer.init(x)
+      >>> updates, state = optimizer.update(x, state, x)
+      >>> optax.tree.get(state, "weight_norm")
+      {'kernel': Array(5., dtype=float32)}
+
+    Differences:
+      The paper leaves the scaling function of the weight norm open; clipping to
+      [0, 10] and leaving bias uncorrected come from the first public
+      implementation. :func:`optax.lamb` corrects bias and does not clip.
+
+    References:
+      You et al., `Large batch optimization for deep learning: training BERT in 76
+      minutes <https://arxiv.org/abs/1904.00962>`_, 2019
+    """
+    check_numbers(non_negative={"learning_rate": learning_rate})
+    return needs_params(
+        "lamb",
+        optax.chain(
+            scale_by_lamb(
+                b1,
+                b2,
+                eps,
+                weight_decay,
+                bias_correction=bias_correction,
+                max_weight_norm=max_weight_norm,
+            ),
+            optax.scale_by_learning_rate(learning_rate),
+        ),
+    )
+
+
+def _biases(b1: Number, b2: Number, count: jax.Array):
+    return bias_correction(b1, count), bias_correction(b2, count)
+
+
+def _norm(x: jax.Array) -> jax.Array:
+    """Norm over the whole leaf, a scalar."""
+    return geometry.norm(x, ()).reshape(())
+
+
+def _trust_ratio(weight_norm: jax.Array, adam_norm: jax.Array) -> jax.Array:
+    some_zero = (weight_norm == 0) | (adam_norm == 0)
+    safe = jnp.where(some_zero, 1.0, adam_norm)
+    return jnp.where(some_zero, 1.0, weight_norm / safe)

@@ -1,0 +1,159 @@
+"""What moment-based optimizers share: averages, bias correction, momentum, Adam.
+
+Optax has these blocks too. Here their sums and the additions of ``eps`` are done
+in float32 at least, so that float16 parameters with zero gradients stay finite,
+and they are stated the way the optimizers of this library need them.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from spherical_optax.geometry import real_dtype, widen
+
+Number = jax.typing.ArrayLike
+
+
+class ScaleByAdamState(NamedTuple):
+    """State of :func:`scale_by_adam`."""
+
+    count: jax.Array  # shape=(), dtype=int32
+    mu: optax.Updates  # shapes of the parameters
+    nu: optax.Updates  # shapes of the parameters
+
+
+def zeros_like_params(params: optax.Params, dtype: jnp.dtype | None = None):
+    """A first moment: zeros of the parameters' shapes."""
+    return optax.tree.zeros_like(params, dtype=dtype)
+
+
+def zeros_like_squares(params: optax.Params):
+    """A second moment: real zeros; float32 for float16, which holds no squares."""
+
+    def zeros(x):
+        dtype = real_dtype(jnp.result_type(x))
+        return jnp.zeros_like(x, jnp.float32 if dtype == jnp.float16 else dtype)
+
+    return jax.tree.map(zeros, params)
+
+
+def ema(new: jax.Array, average: jax.Array, decay: Number) -> jax.Array:
+    """``decay average + (1 - decay) new``, float32 at least."""
+    return decay * widen(average) + (1 - decay) * widen(new)
+
+
+def bias_correction(decay: Number, count: jax.Array) -> jax.Array:
+    """``1 - decay**count`` without the cancellation of that formula in float32."""
+    if isinstance(decay, (int, float)):
+        with np.errstate(divide="ignore"):
+            log_decay = float(np.log(decay))
+    else:
+        log_decay = jnp.log(decay)
+    return -jnp.expm1(jnp.asarray(count, float) * log_decay)
+
+
+def abs_sq(x: jax.Array) -> jax.Array:
+    """``|x|^2``, real, float32 at least."""
+    x = widen(x)
+    if jnp.iscomplexobj(x):
+        return jnp.square(x.real) + jnp.square(x.imag)
+    return jnp.square(x)
+
+
+def value_at(schedule: optax.ScalarOrSchedule, count: jax.Array) -> Number:
+    """A hyperparameter that may be a schedule, at a step."""
+    return schedule(count) if callable(schedule) else schedule
+
+
+def cast_tree(tree, like):
+    """Casts a tree to the types of another one."""
+    return optax.tree.cast_like(tree, like)
+
+
+def scale_by_adam(
+    b1: Number,
+    b2: Number,
+    eps: Number,
+    mu_dtype: jnp.dtype | None = None,
+    nesterov: bool = False,
+) -> optax.GradientTransformation:
+    r"""Adam's direction.
+
+    .. math::
+      m \leftarrow b_1 m + (1 - b_1) g, \quad v \leftarrow b_2 v + (1 - b_2) |g|^2,
+      \quad p = \frac{n / (1 - b_1^t)}{\sqrt{v} / \sqrt{1 - b_2^t} + \epsilon}
+
+    with :math:`n = m`, or :math:`b_1 m + (1 - b_1) g` with ``nesterov``.
+
+    Differences:
+      :func:`optax.scale_by_adam` corrects the look-ahead of Nesterov's momentum
+      with :math:`1 - b_1^{t+1}`; this follows AdamP and does not.
+    """
+
+    def init_fn(params):
+        return ScaleByAdamState(
+            count=jnp.zeros([], jnp.int32),
+            mu=zeros_like_params(params, mu_dtype),
+            nu=zeros_like_squares(params),
+        )
+
+    def update_fn(updates, state, params=None):
+        del params
+        count = optax.safe_increment(state.count)
+        bias1, bias2 = bias_correction(b1, count), bias_correction(b2, count)
+        mu = jax.tree.map(lambda g, m: ema(g, m, b1), updates, state.mu)
+        nu = jax.tree.map(lambda g, v: ema(abs_sq(g), v, b2), updates, state.nu)
+        ahead = (
+            jax.tree.map(lambda g, m: ema(g, m, b1), updates, mu) if nesterov else mu
+        )
+        direction = jax.tree.map(
+            lambda n, v: n / bias1 / (jnp.sqrt(v / bias2) + eps), ahead, nu
+        )
+        return cast_tree(direction, updates), ScaleByAdamState(
+            count=count, mu=cast_tree(mu, state.mu), nu=cast_tree(nu, state.nu)
+        )
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def scale_by_momentum(
+    momentum: Number,
+    dampening: Number = 0.0,
+    nesterov: bool = False,
+    accumulator_dtype: jnp.dtype | None = None,
+) -> optax.GradientTransformation:
+    r"""Heavy-ball momentum with dampening.
+
+    .. math:: m \leftarrow \mu m + (1 - \tau) g, \quad p = m
+
+    from :math:`m = 0`, or :math:`p = g + \mu m` with ``nesterov``. The state is an
+    :class:`optax.TraceState`.
+
+    Differences:
+      :func:`optax.trace` has no dampening. PyTorch starts from :math:`m = g`,
+      without dampening the first gradient.
+    """
+
+    def init_fn(params):
+        return optax.TraceState(trace=zeros_like_params(params, accumulator_dtype))
+
+    def update_fn(updates, state, params=None):
+        del params
+        trace = jax.tree.map(
+            lambda g, m: momentum * widen(m) + (1 - dampening) * widen(g),
+            updates,
+            state.trace,
+        )
+        direction = (
+            jax.tree.map(lambda g, m: widen(g) + momentum * m, updates, trace)
+            if nesterov
+            else trace
+        )
+        return cast_tree(direction, updates), optax.TraceState(
+            trace=cast_tree(trace, state.trace)
+        )
+
+    return optax.GradientTransformation(init_fn, update_fn)

@@ -1,0 +1,306 @@
+"""Wrappers and blocks that know that weights lie on spheres.
+
+Each is a transformation usable in any :func:`optax.chain`, for leaves that share
+their channel axes (see :mod:`spherical_optax.geometry`).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from spherical_optax import geometry
+from spherical_optax._checks import check_numbers, needs_params
+from spherical_optax.geometry import ChannelAxes, widen
+from spherical_optax.labels import check_axes, path_string
+
+VECTORS = ("mu", "trace")
+SECOND_MOMENTS = ("nu", "nu_max")
+
+
+class RescaleAndTransportState(NamedTuple):
+    """State of :func:`rescale_and_transport`."""
+
+    inner_state: optax.OptState
+
+
+class RetractToSphereState(NamedTuple):
+    """State of :func:`retract_to_sphere`."""
+
+    radius: optax.Params  # per-group norms at init; empty unless radius="initial"
+
+
+def rescale_and_transport(
+    inner: optax.GradientTransformation,
+    channel_axes: ChannelAxes,
+    eps: jax.typing.ArrayLike = 1e-8,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Makes the moments of any optimizer follow the weights over the sphere.
+
+    A gradient of a scale-invariant loss is tangent to the sphere through the
+    weights, and inversely proportional to their norm. After a step from
+    :math:`x_1` to :math:`x_2` the moments still describe gradients at
+    :math:`x_1`. Group by group they are carried over:
+
+    .. math::
+      m \leftarrow
+        \frac{\langle x_1, x_2\rangle m - \langle m, x_2\rangle x_1}
+             {|x_2|^2 + \epsilon},
+      \qquad
+      v \leftarrow \frac{|x_1|^2}{|x_2|^2 + \epsilon} v
+
+    The moments are found in the state of ``inner`` by their names, wherever they
+    stand in it: ``mu`` and ``trace`` are vectors :math:`m`, ``nu`` (and AMSGrad's
+    ``nu_max``) second moments :math:`v`. All other state is left as it is.
+
+    Args:
+      inner: an optimizer that returns the whole step, learning rate included.
+      channel_axes: axes that tell one group from another, the same for every leaf.
+      eps: added to the squared norm.
+
+    Returns:
+      A transformation that needs parameters.
+
+    Raises:
+      ValueError: without parameters, for a leaf with too few axes, or for a
+        moment whose shape does not fit its leaf; the message names the leaf.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> import spherical_optax as so
+      >>> optimizer = so.rescale_and_transport(optax.adabelief(1e-3), (-1,))
+      >>> params = {"kernel": jnp.ones((3, 3, 2, 4))}
+      >>> state = optimizer.init(params)
+      >>> updates, state = optimizer.update(params, state, params)
+
+    References:
+      Roburin et al., `Spherical perspective on learning with normalization layers
+      <https://arxiv.org/abs/2006.13382>`_, 2020
+    """
+    check_numbers(non_negative={"eps": eps})
+
+    def move(x1, x2):
+        scale = geometry.dot(x2, x2, channel_axes) + eps
+        along = geometry.divide(geometry.dot(x1, x2, channel_axes), scale)
+        shrink = geometry.divide(geometry.dot(x1, x1, channel_axes), scale)
+
+        def vector(m):
+            away = geometry.divide(geometry.dot(m, x2, channel_axes), scale)
+            return along * widen(m) - away * widen(x1)
+
+        return vector, lambda v: shrink * widen(v)
+
+    return _carry_moments("rescale_and_transport", inner, channel_axes, move)
+
+
+def transport_on_sphere(
+    inner: optax.GradientTransformation,
+    channel_axes: ChannelAxes,
+    eps: jax.typing.ArrayLike = 1e-8,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Transports the first moments of an optimizer, keeping their norms.
+
+    For weights whose norm is held fixed, where nothing has to be rescaled:
+
+    .. math::
+      m \leftarrow
+        \frac{\langle x_1, y\rangle m - \langle m, y\rangle x_1}
+             {|x_1|\,|y| + \epsilon}
+
+    where :math:`y = x_1 + u` is the point reached before the return to the sphere.
+    The step itself is left as it is; :func:`retract_to_sphere` may follow.
+
+    Args:
+      inner: an optimizer that returns the whole step, learning rate included.
+      channel_axes: axes that tell one group from another, the same for every leaf.
+      eps: added to the product of the norms.
+
+    Returns:
+      A transformation that needs parameters.
+    """
+    check_numbers(non_negative={"eps": eps})
+
+    def move(x1, y):
+        norms = geometry.norm(x1, channel_axes) * geometry.norm(y, channel_axes)
+        along = geometry.divide(geometry.dot(x1, y, channel_axes), norms + eps)
+
+        def vector(m):
+            away = geometry.divide(geometry.dot(m, y, channel_axes), norms + eps)
+            return along * widen(m) - away * widen(x1)
+
+        return vector, lambda v: v
+
+    return _carry_moments("transport_on_sphere", inner, channel_axes, move)
+
+
+def project_to_tangent(
+    channel_axes: ChannelAxes,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Removes from the updates what only changes the norm of a group.
+
+    .. math:: u \leftarrow u - \frac{\langle x, u\rangle}{\langle x, x\rangle} x
+
+    Args:
+      channel_axes: axes that tell one group from another, the same for every leaf.
+
+    Returns:
+      A transformation without state that needs parameters. A group of zeros leaves
+      its update as it is.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> import spherical_optax as so
+      >>> block = so.project_to_tangent((-1,))
+      >>> params = jnp.array([[1.0], [0.0]])
+      >>> updates, _ = block.update(jnp.array([[5.0], [2.0]]), block.init(params), params)
+      >>> updates.ravel()
+      Array([0., 2.], dtype=float32)
+    """
+
+    def init_fn(params):
+        check_axes(params, channel_axes)
+        return optax.EmptyState()
+
+    def update_fn(updates, state, params):
+        project = lambda u, x: geometry.project(x, u, channel_axes)
+        return jax.tree.map(project, updates, params), state
+
+    return needs_params(
+        "project_to_tangent", optax.GradientTransformation(init_fn, update_fn)
+    )
+
+
+def retract_to_sphere(
+    channel_axes: ChannelAxes,
+    radius: jax.typing.ArrayLike | str = "initial",
+    eps: jax.typing.ArrayLike = 0.0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Changes a step so that it ends on the sphere.
+
+    .. math:: u \leftarrow R \frac{x + u}{|x + u| + \epsilon} - x
+
+    Args:
+      channel_axes: axes that tell one group from another, the same for every leaf.
+      radius: ``R``, a number; ``"initial"`` for the norm that each group had at
+        ``init``, kept in the state; ``"current"`` for the one it has before the step.
+      eps: added to the norm.
+
+    Returns:
+      A transformation that needs parameters. It stands last in a chain: what comes
+      after it would leave the sphere.
+
+    Raises:
+      ValueError: the radius is neither a positive number nor one of the two words.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> import spherical_optax as so
+      >>> optimizer = optax.chain(optax.sgd(0.5), so.retract_to_sphere((), 1.0))
+      >>> params = jnp.array([1.0, 0.0])
+      >>> state = optimizer.init(params)
+      >>> updates, state = optimizer.update(jnp.array([1.0, 2.0]), state, params)
+      >>> bool(jnp.allclose(jnp.linalg.norm(params + updates), 1.0))
+      True
+    """
+    check_numbers(non_negative={"eps": eps})
+    if isinstance(radius, str):
+        if radius not in ("initial", "current"):
+            raise ValueError(
+                f"radius must be a number > 0, 'initial' or 'current', got {radius!r}"
+            )
+    else:
+        check_numbers(positive={"radius": radius})
+    from_init = isinstance(radius, str) and radius == "initial"
+
+    def init_fn(params):
+        check_axes(params, channel_axes)
+        if not from_init:
+            return RetractToSphereState(radius=())
+        return RetractToSphereState(
+            jax.tree.map(lambda x: _norm_or_shape(x, channel_axes), params)
+        )
+
+    def update_fn(updates, state, params):
+        def retract(u, x, r):
+            moved = geometry.retract(widen(x), u, channel_axes, radius=r, eps=eps)
+            return moved - widen(x)
+
+        if from_init:
+            return jax.tree.map(retract, updates, params, state.radius), state
+        fixed = None if isinstance(radius, str) else radius
+        return jax.tree.map(lambda u, x: retract(u, x, fixed), updates, params), state
+
+    return needs_params(
+        "retract_to_sphere", optax.GradientTransformation(init_fn, update_fn)
+    )
+
+
+def _norm_or_shape(x: Any, channel_axes: ChannelAxes) -> jax.Array:
+    """Norms of the groups; zeros of their shape for an abstract array."""
+    if isinstance(x, jax.ShapeDtypeStruct):
+        norms = jax.eval_shape(lambda x: geometry.norm(x, channel_axes), x)
+        return jnp.zeros_like(norms)
+    return geometry.norm(x, channel_axes)
+
+
+def _carry_moments(
+    name: str,
+    inner: optax.GradientTransformation,
+    channel_axes: ChannelAxes,
+    move: Callable[[jax.Array, jax.Array], tuple[Callable, Callable]],
+) -> optax.GradientTransformationExtraArgs:
+    """Runs ``inner``, then carries the moments in its state to the new point.
+
+    ``move(x1, x2)`` returns what becomes of a vector and of a second moment.
+    """
+    inner = optax.with_extra_args_support(inner)
+
+    def init_fn(params):
+        check_axes(params, channel_axes)
+        return RescaleAndTransportState(inner.init(params))
+
+    def update_fn(updates, state, params, **extra_args):
+        updates, inner_state = inner.update(
+            updates, state.inner_state, params, **extra_args
+        )
+        reached = jax.tree.map(lambda x, u: widen(x) + widen(u), params, updates)
+        moves = {
+            path: (jnp.shape(x1), *move(x1, x2))
+            for (path, x1), x2 in zip(
+                jax.tree_util.tree_leaves_with_path(params),
+                jax.tree.leaves(reached),
+                strict=True,
+            )
+        }
+        carried = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: _carry_leaf(path, leaf, moves), inner_state
+        )
+        return updates, RescaleAndTransportState(carried)
+
+    return needs_params(name, optax.GradientTransformationExtraArgs(init_fn, update_fn))
+
+
+def _carry_leaf(path, leaf, moves):
+    """Carries one leaf of a state if its path says that it is a moment.
+
+    The path of a moment is the field's name followed by the path of a parameter.
+    """
+    for depth, key in enumerate(path):
+        name = key.name if isinstance(key, jax.tree_util.GetAttrKey) else None
+        if name in VECTORS + SECOND_MOMENTS and path[depth + 1 :] in moves:
+            shape, vector, second_moment = moves[path[depth + 1 :]]
+            carried = vector(leaf) if name in VECTORS else second_moment(leaf)
+            if (
+                carried.shape != jnp.shape(leaf)
+                or leaf.shape != shape
+                and name in VECTORS
+            ):
+                where = path_string(path[depth + 1 :])
+                raise ValueError(
+                    f"the moment {name!r} of the leaf {where!r} has shape {jnp.shape(leaf)},"
+                    f" which does not fit the parameter's {shape}"
+                )
+            return carried.astype(leaf.dtype)
+    return leaf
