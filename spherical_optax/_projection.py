@@ -327,12 +327,14 @@ def _radial_share(u, g, x, delta: Number, eps: Number, channel_axis: int):
     Sums over the leaf are sums over its filters, so each is taken once.
     """
     per_filter = (channel_axis,)
-    xx, gg, gx, ux = (
-        geometry.dot(a, b, per_filter) for a, b in ((x, x), (g, g), (g, x), (u, x))
+    # Without the barrier XLA merges the sum over a filter and the sum over filters
+    # into a second pass over the whole leaf, which takes several times as long.
+    sums = jax.lax.optimization_barrier(
+        [geometry.dot(a, b, per_filter) for a, b in ((x, x), (g, g), (g, x), (u, x))]
     )
     size = geometry.group_size(x.shape, per_filter)
-    filter_share, filter_cos = _share_and_cos(xx, gg, gx, ux, eps)
-    layer_sums = (jnp.sum(a, keepdims=True) for a in (xx, gg, gx, ux))
+    filter_share, filter_cos = _share_and_cos(*sums, eps)
+    layer_sums = (jnp.sum(a, keepdims=True) for a in sums)
     layer_share, layer_cos = _share_and_cos(*layer_sums, eps)
 
     worst = jnp.max(filter_cos, initial=0.0)

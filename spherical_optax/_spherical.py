@@ -41,7 +41,7 @@ from spherical_optax.labels import (
 
 
 class ScaleByStandardizedAdamState(NamedTuple):
-    """State of :func:`scale_by_standardized_adam`: one moment and one number a group."""
+    """State of :func:`scale_by_standardized_adam`."""
 
     count: jax.Array  # shape=(), dtype=int32
     mu: optax.Updates  # shapes of the parameters
@@ -238,7 +238,8 @@ def adamsrt(
       learning_rate: :math:`\eta`, a number or a schedule.
       b1: decay rate of the first moment.
       b2: decay rate of the second moment.
-      eps: :math:`\epsilon`, added to the root of the second moment and to the squared norm.
+      eps: :math:`\epsilon`, added to the root of the second moment and to the squared
+        norm.
       weight_decay: :math:`\lambda`, a number or a schedule.
       labels: label tree, or a function that makes one from the parameters; ``None``
         means :func:`label_conv_filters`. Under :func:`optax.inject_hyperparams` a

@@ -1,6 +1,6 @@
 """SWATS: from Adam to SGD, for each leaf, for the first of them, or for all."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from spherical_optax._moments import (
     zeros_like_params,
     zeros_like_squares,
 )
-from spherical_optax.geometry import real_dtype, widen, working_dtype
+from spherical_optax.geometry import real_dtype, widen
 from spherical_optax.labels import leaves_with_paths
 
 SWITCHES = ("local", "global", "vector")
@@ -32,18 +32,19 @@ SWITCHES = ("local", "global", "vector")
 class ScaleBySwatsState(NamedTuple):
     """State of :func:`scale_by_swats`.
 
-    Of each leaf: whether it switched, at which step (counted from 1; 0 before) and
-    to which SGD learning rate.
+    The last four hold one entry a leaf, in the order of ``jax.tree.leaves``:
+    whether it switched, at which step (counted from 1; 0 before) and to which SGD
+    learning rate. :func:`swats_switch_points` puts the paths to them.
     """
 
     count: jax.Array  # shape=(), dtype=int32
     mu: optax.Updates  # shapes of the parameters; SGD's momentum after the switch
     nu: optax.Updates  # shapes of the parameters; still after the switch
     nu_max: optax.Updates  # shapes of the parameters; empty unless amsgrad
-    average: optax.Updates  # one number a leaf: lam, the running mean of gamma
-    switched: optax.Updates  # one bool a leaf
-    switch_step: optax.Updates  # one int32 a leaf
-    sgd_learning_rate: optax.Updates  # one number a leaf
+    average: jax.Array  # shape=(leaves,): lam, the running mean of gamma
+    switched: jax.Array  # shape=(leaves,), dtype=bool
+    switch_step: jax.Array  # shape=(leaves,), dtype=int32
+    sgd_learning_rate: jax.Array  # shape=(leaves,)
 
 
 class SwitchPoint(NamedTuple):
@@ -68,7 +69,8 @@ def swats_switch_points(
       step (counted from 1) is the last that Adam made.
 
     Raises:
-      ValueError: there is no SWATS in the state, or more than one.
+      ValueError: there is no SWATS in the state, or more than one, or its leaves are
+        not those of ``params``; the message names the first.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -81,16 +83,23 @@ def swats_switch_points(
       >>> [(path, step) for path, step, _ in so.swats_switch_points(state, params)]
       [('dense/kernel', 2)]
     """
-    is_state = lambda node: isinstance(node, ScaleBySwatsState)
-    found = [s for s in jax.tree.leaves(state, is_leaf=is_state) if is_state(s)]
+
+    def is_swats(node):
+        return isinstance(node, ScaleBySwatsState)
+
+    found = [s for s in jax.tree.leaves(state, is_leaf=is_swats) if is_swats(s)]
     if len(found) != 1:
         raise ValueError(f"state must hold one SWATS state, got {len(found)}")
-    step_by_path = dict(leaves_with_paths(found[0].switch_step))
-    rate_by_path = dict(leaves_with_paths(found[0].sgd_learning_rate))
+    paths = [path for path, _ in leaves_with_paths(found[0].mu)]
+    unknown = set(paths) - {path for path, _ in leaves_with_paths(params)}
+    if unknown:
+        raise ValueError(f"params: the state has a leaf {min(unknown)!r} that it lacks")
+    [steps] = jax.tree.leaves(found[0].switch_step)
+    [rates] = jax.tree.leaves(found[0].sgd_learning_rate)
     points = [
-        SwitchPoint(path, int(step_by_path[path]), float(rate_by_path[path]))
-        for path, leaf in leaves_with_paths(params)
-        if path in step_by_path and int(step_by_path[path]) > 0
+        SwitchPoint(path, int(step), float(rate))
+        for path, step, rate in zip(paths, steps, rates, strict=True)
+        if step > 0
     ]
     return sorted(points, key=lambda point: point.step)
 
@@ -132,20 +141,17 @@ def scale_by_swats(
     check_flag("amsgrad", amsgrad)
 
     def init_fn(params):
-        def per_leaf(dtype=None):
-            return jax.tree.map(
-                lambda x: jnp.zeros([], dtype or real_dtype(working_dtype(x))), params
-            )
-
+        leaves = jax.tree.leaves(params)
+        dtype = real_dtype(jnp.result_type(jnp.float32, *leaves))
         return ScaleBySwatsState(
             count=jnp.zeros([], jnp.int32),
             mu=zeros_like_params(params),
             nu=zeros_like_squares(params),
             nu_max=zeros_like_squares(params) if amsgrad else (),
-            average=per_leaf(),
-            switched=per_leaf(bool),
-            switch_step=per_leaf(jnp.int32),
-            sgd_learning_rate=per_leaf(),
+            average=jnp.zeros(len(leaves), dtype),
+            switched=jnp.zeros(len(leaves), bool),
+            switch_step=jnp.zeros(len(leaves), jnp.int32),
+            sgd_learning_rate=jnp.zeros(len(leaves), dtype),
         )
 
     def update_fn(updates, state, params=None):
@@ -155,20 +161,21 @@ def scale_by_swats(
         adam_rate = value_at(learning_rate, state.count) * jnp.sqrt(bias2) / bias1
         sgd_factor = (1 - b1) * value_at(sgd_scale, state.count)
 
-        def momentum(g, m, switched, step):
-            """Adam's first moment, or SGD's momentum: s from 0, s <- b1 s + g."""
-            first = step == state.count
-            sgd = b1 * jnp.where(first, 0, widen(m)) + widen(g)
+        switched = _unstack(state.switched, updates)
+        sgd_rate = _unstack(sgd_factor * state.sgd_learning_rate, updates)
+        # The buffer holds SGD's momentum from the step after the switch on.
+        carry = _unstack(jnp.where(state.switch_step == state.count, 0, b1), updates)
+
+        def momentum(g, m, switched, carry):
+            sgd = carry * widen(m) + widen(g)
             return jnp.where(switched, sgd, ema(g, m, b1))
 
-        mu = jax.tree.map(
-            momentum, updates, state.mu, state.switched, state.switch_step
-        )
+        mu = jax.tree.map(momentum, updates, state.mu, switched, carry)
         nu = jax.tree.map(
             lambda g, v, switched: jnp.where(switched, widen(v), ema(abs_sq(g), v, b2)),
             updates,
             state.nu,
-            state.switched,
+            switched,
         )
         nu_max = jax.tree.map(jnp.maximum, state.nu_max, nu) if amsgrad else ()
         adam = jax.tree.map(
@@ -179,17 +186,14 @@ def scale_by_swats(
 
         def step(g, m, p, switched, rate):
             ahead = widen(g) + b1 * m if nesterov else m
-            return jnp.where(switched, sgd_factor * rate * ahead, p)
+            return jnp.where(switched, rate * ahead, p)
 
-        steps = jax.tree.map(
-            step, updates, mu, adam, state.switched, state.sgd_learning_rate
+        steps = jax.tree.map(step, updates, mu, adam, switched, sgd_rate)
+        lengths = _stack(jax.tree.map(lambda p: geometry.dot(p, p, ()), adam), state)
+        products = _stack(
+            jax.tree.map(lambda p, g: geometry.dot(p, g, ()), adam, updates), state
         )
-        products = jax.tree.map(
-            lambda p, g: (geometry.dot(p, p, ()), geometry.dot(p, g, ())),
-            adam,
-            updates,
-        )
-        decided = _decide(state, products, count, bias2, b2, threshold, switch)
+        decided = _decide(state, lengths, products, count, bias2, b2, threshold, switch)
         return cast_tree(steps, updates), ScaleBySwatsState(
             count=count,
             mu=cast_tree(mu, state.mu),
@@ -303,56 +307,47 @@ def swats(
     )
 
 
+def _stack(numbers: optax.Updates, state: ScaleBySwatsState) -> jax.Array:
+    """One number a leaf, as an array of the state's type."""
+    flat = [n.reshape(()).astype(state.average.dtype) for n in jax.tree.leaves(numbers)]
+    return jnp.stack(flat) if flat else jnp.zeros_like(state.average)
+
+
+def _unstack(numbers: jax.Array, like: optax.Updates) -> optax.Updates:
+    """The inverse: a tree with one number a leaf."""
+    structure = jax.tree.structure(like)
+    return structure.unflatten(jnp.unstack(numbers))
+
+
 def _decide(
     state: ScaleBySwatsState,
-    products: Any,
+    pp: jax.Array,
+    pg: jax.Array,
     count: jax.Array,
     bias2: jax.Array,
     b2: Number,
     threshold: Number,
     switch: str,
-) -> dict[str, optax.Updates]:
-    """Updates the estimates and says which leaves switch, all leaves at once.
+) -> dict[str, jax.Array]:
+    """Updates the estimates and says which leaves switch.
 
-    ``products`` holds (<p, p>, -<p, g>) of each leaf.
+    ``pp`` and ``pg`` hold <p, p> and -<p, g> of each leaf.
     """
-    structure = jax.tree.structure(state.switched)
-    if not structure.num_leaves:
-        kept = ("average", "switched", "switch_step", "sgd_learning_rate")
-        return {name: getattr(state, name) for name in kept}
-    numbers = jnp.stack([n.reshape(()) for n in jax.tree.leaves(products)])
-    numbers = numbers.reshape(-1, 2)
-    pp, pg = numbers[:, 0], numbers[:, 1]
     if switch == "vector":
         pp, pg = jnp.full_like(pp, pp.sum()), jnp.full_like(pg, pg.sum())
-    average, switched, step, rate = (
-        jnp.stack(jax.tree.leaves(tree)).astype(dtype)
-        for tree, dtype in (
-            (state.average, numbers.dtype),
-            (state.switched, bool),
-            (state.switch_step, jnp.int32),
-            (state.sgd_learning_rate, numbers.dtype),
-        )
-    )
-    told = (pg != 0) & ~switched
+    told = (pg != 0) & ~state.switched
     gamma = pp / jnp.where(told, pg, 1)
-    average = jnp.where(told, ema(gamma, average, b2), average)
+    average = jnp.where(told, ema(gamma, state.average, b2), state.average)
     estimate = average / bias2
     close = jnp.abs(estimate - gamma) < threshold
     meets = told & close & (average > 0) & (count > 1)
-    if switch == "global":
+    if switch == "global" and meets.size:
         estimate = jnp.full_like(estimate, estimate[jnp.argmax(meets)])
         meets = jnp.full_like(meets, meets.any())
-
-    def unstack(numbers, like):
-        leaves = zip(numbers, jax.tree.leaves(like), strict=True)
-        return structure.unflatten([n.astype(old.dtype) for n, old in leaves])
-
+    rate = jnp.where(meets, estimate, state.sgd_learning_rate)
     return {
-        "average": unstack(average, state.average),
-        "switched": unstack(switched | meets, state.switched),
-        "switch_step": unstack(jnp.where(meets, count, step), state.switch_step),
-        "sgd_learning_rate": unstack(
-            jnp.where(meets, estimate, rate), state.sgd_learning_rate
-        ),
+        "average": average.astype(state.average.dtype),
+        "switched": state.switched | meets,
+        "switch_step": jnp.where(meets, count, state.switch_step),
+        "sgd_learning_rate": rate.astype(state.sgd_learning_rate.dtype),
     }

@@ -154,8 +154,8 @@ def project_to_tangent(
       >>> import spherical_optax as so
       >>> block = so.project_to_tangent((-1,))
       >>> params = jnp.array([[1.0], [0.0]])
-      >>> updates, _ = block.update(jnp.array([[5.0], [2.0]]), block.init(params), params)
-      >>> updates.ravel()
+      >>> updates = jnp.array([[5.0], [2.0]])
+      >>> block.update(updates, block.init(params), params)[0].ravel()
       Array([0., 2.], dtype=float32)
     """
 
@@ -164,8 +164,10 @@ def project_to_tangent(
         return optax.EmptyState()
 
     def update_fn(updates, state, params):
-        project = lambda u, x: geometry.project(x, u, channel_axes)
-        return jax.tree.map(project, updates, params), state
+        projected = jax.tree.map(
+            lambda u, x: geometry.project(x, u, channel_axes), updates, params
+        )
+        return projected, state
 
     return needs_params(
         "project_to_tangent", optax.GradientTransformation(init_fn, update_fn)
@@ -299,8 +301,8 @@ def _carry_leaf(path, leaf, moves):
             ):
                 where = path_string(path[depth + 1 :])
                 raise ValueError(
-                    f"the moment {name!r} of the leaf {where!r} has shape {jnp.shape(leaf)},"
-                    f" which does not fit the parameter's {shape}"
+                    f"the moment {name!r} of the leaf {where!r} has shape"
+                    f" {jnp.shape(leaf)}, which does not fit the parameter's {shape}"
                 )
             return carried.astype(leaf.dtype)
     return leaf
