@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from spherical_optax._checks import check_flag, check_numbers, needs_params
+from spherical_optax._checks import check_flag, check_numbers, is_traced, needs_params
 from spherical_optax._moments import (
     Number,
     abs_sq,
     bias_correction,
     cast_tree,
     ema,
+    increment,
     value_at,
     zeros_like_params,
     zeros_like_squares,
@@ -71,7 +72,7 @@ def scale_by_adabound(
 
     def update_fn(updates, state, params=None):
         del params
-        count = optax.safe_increment(state.count)
+        count = increment(state.count)
         rate = value_at(learning_rate, state.count)
         start = learning_rate(0) if callable(learning_rate) else rate
         final = final_learning_rate * (rate / start if callable(learning_rate) else 1)
@@ -186,8 +187,8 @@ def _check_start(learning_rate: optax.ScalarOrSchedule) -> None:
     if not callable(learning_rate):
         return
     start = learning_rate(0)
-    if not isinstance(start, jax.core.Tracer) and not float(start) > 0:
+    if not is_traced(start) and not jnp.greater(start, 0):
         raise ValueError(
-            "learning_rate must not start at 0: final_learning_rate is relative to"
-            f" its value at step 0, got {float(start)}"
+            "learning_rate must start above 0, as final_learning_rate is relative to"
+            f" its value at step 0; got {start}"
         )

@@ -12,6 +12,7 @@ from spherical_optax._moments import (
     bias_correction,
     cast_tree,
     ema,
+    increment,
     zeros_like_params,
     zeros_like_squares,
 )
@@ -65,7 +66,7 @@ def scale_by_adam_abs(
 
     def update_fn(updates, state, params=None):
         del params
-        count = optax.safe_increment(state.count)
+        count = increment(state.count)
         bias1, bias2 = bias_correction(b1, count), bias_correction(b2, count)
         mu = jax.tree.map(lambda g, m: ema(g, m, b1), updates, state.mu)
         nu = jax.tree.map(lambda g, v: ema(jnp.abs(widen(g)), v, b2), updates, state.nu)

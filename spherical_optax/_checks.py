@@ -5,6 +5,7 @@ from collections.abc import Collection
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import optax
 
@@ -25,6 +26,11 @@ def check_numbers(
     _check(non_negative, "a number >= 0", lambda x: x >= 0)
     _check(below_one, "a number in [0, 1)", lambda x: 0 <= x < 1)
     _check(up_to_one, "a number in [0, 1]", lambda x: 0 <= x <= 1)
+
+
+def is_traced(value: Any) -> bool:
+    """Whether a value is not known while the Python code runs."""
+    return isinstance(value, jax.core.Tracer)
 
 
 def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
@@ -77,7 +83,7 @@ def needs_params(
 
 def _check(arguments, allowed, in_range) -> None:
     for name, value in (arguments or {}).items():
-        if callable(value) or isinstance(value, jax.core.Tracer):
+        if callable(value) or is_traced(value):
             continue
         try:
             number = math.nan if isinstance(value, (bool, str)) else float(value)

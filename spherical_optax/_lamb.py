@@ -14,6 +14,7 @@ from spherical_optax._moments import (
     bias_correction,
     cast_tree,
     ema,
+    increment,
     value_at,
     zeros_like_params,
     zeros_like_squares,
@@ -76,8 +77,8 @@ def scale_by_lamb(
             trust_ratio=per_leaf(1.0),
         )
 
-    def update_fn(updates, state, params):
-        count = optax.safe_increment(state.count)
+    def update_fn(updates, state, params=None):
+        count = increment(state.count)
         decay = value_at(weight_decay, state.count)
         bias1, bias2 = _biases(b1, b2, count) if bias_correction else (1.0, 1.0)
 

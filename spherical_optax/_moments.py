@@ -14,7 +14,7 @@ import optax
 
 from spherical_optax.geometry import real_dtype, widen
 
-Number = jax.typing.ArrayLike
+Number = float | jax.Array
 
 
 class ScaleByAdamState(NamedTuple):
@@ -40,6 +40,11 @@ def zeros_like_squares(params: optax.Params):
     return jax.tree.map(zeros, params)
 
 
+def increment(count: jax.Array) -> jax.Array:
+    """The next step's number; stays at the largest int32."""
+    return jnp.asarray(optax.safe_increment(count))
+
+
 def ema(new: jax.Array, average: jax.Array, decay: Number) -> jax.Array:
     """``decay average + (1 - decay) new``, float32 at least."""
     return decay * widen(average) + (1 - decay) * widen(new)
@@ -59,7 +64,7 @@ def abs_sq(x: jax.Array) -> jax.Array:
     """``|x|^2``, real, float32 at least."""
     x = widen(x)
     if jnp.iscomplexobj(x):
-        return jnp.square(x.real) + jnp.square(x.imag)
+        return jnp.square(jnp.real(x)) + jnp.square(jnp.imag(x))
     return jnp.square(x)
 
 
@@ -102,7 +107,7 @@ def scale_by_adam(
 
     def update_fn(updates, state, params=None):
         del params
-        count = optax.safe_increment(state.count)
+        count = increment(state.count)
         bias1, bias2 = bias_correction(b1, count), bias_correction(b2, count)
         mu = jax.tree.map(lambda g, m: ema(g, m, b1), updates, state.mu)
         nu = jax.tree.map(lambda g, v: ema(abs_sq(g), v, b2), updates, state.nu)

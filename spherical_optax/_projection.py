@@ -14,11 +14,13 @@ from spherical_optax._checks import (
     check_dtype,
     check_flag,
     check_numbers,
+    is_traced,
     needs_params,
 )
 from spherical_optax._moments import (
     Number,
     cast_tree,
+    increment,
     scale_by_adam,
     scale_by_momentum,
     value_at,
@@ -112,7 +114,7 @@ def project_if_invariant(
         branches = [functools.partial(along, k) for k in range(x.ndim)]
         return jax.lax.switch(channel_axis % x.ndim, branches)
 
-    def update_fn(updates, state, params, *, grad=None, **extra_args):
+    def update_fn(updates, state, params=None, *, grad=None, **extra_args):
         del extra_args
         grads = updates if grad is None else grad
         decay = value_at(weight_decay, state.count)
@@ -126,7 +128,7 @@ def project_if_invariant(
 
         projected = jax.tree.map(project, updates, grads, params)
         return cast_tree(projected, updates), ProjectIfInvariantState(
-            count=optax.safe_increment(state.count)
+            count=increment(state.count)
         )
 
     return needs_params(
@@ -311,7 +313,7 @@ def _with_gradient(
 
 def _static_axis(channel_axis: Any) -> int | None:
     """The axis as a Python integer; None where it is traced."""
-    if isinstance(channel_axis, jax.core.Tracer):
+    if is_traced(channel_axis):
         return None
     try:
         return operator.index(channel_axis)
@@ -333,9 +335,9 @@ def _radial_share(u, g, x, delta: Number, eps: Number, channel_axis: int):
         [geometry.dot(a, b, per_filter) for a, b in ((x, x), (g, g), (g, x), (u, x))]
     )
     size = geometry.group_size(x.shape, per_filter)
-    filter_share, filter_cos = _share_and_cos(*sums, eps)
-    layer_sums = (jnp.sum(a, keepdims=True) for a in sums)
-    layer_share, layer_cos = _share_and_cos(*layer_sums, eps)
+    filter_share, filter_cos = _share_and_cos(sums, eps)
+    layer_sums = [jnp.sum(a, keepdims=True) for a in sums]
+    layer_share, layer_cos = _share_and_cos(layer_sums, eps)
 
     worst = jnp.max(filter_cos, initial=0.0)
     by_filter = worst < delta / math.sqrt(max(size, 1))
@@ -344,8 +346,9 @@ def _radial_share(u, g, x, delta: Number, eps: Number, channel_axis: int):
     return jnp.where(by_filter, filter_share, share), by_filter | by_layer
 
 
-def _share_and_cos(xx, gg, gx, ux, eps: Number):
+def _share_and_cos(sums: list[jax.Array], eps: Number):
     """``<u, x> / (|x| + eps)^2`` and ``|cos(g, x)|``."""
+    xx, gg, gx, ux = sums
     x_norm, g_norm = jnp.sqrt(xx), jnp.sqrt(gg)
     share = geometry.divide(ux, jnp.square(x_norm + eps))
     cos = geometry.divide(

@@ -22,6 +22,7 @@ from spherical_optax._moments import (
     bias_correction,
     cast_tree,
     ema,
+    increment,
     scale_by_adam,
     scale_by_momentum,
     zeros_like_params,
@@ -104,7 +105,7 @@ def scale_by_standardized_adam(
 
     def update_fn(updates, state, params=None):
         del params
-        count = optax.safe_increment(state.count)
+        count = increment(state.count)
         bias1, bias2 = bias_correction(b1, count), bias_correction(b2, count)
         mu = jax.tree.map(lambda g, m: ema(g, m, b1), updates, state.mu)
         nu = jax.tree.map(

@@ -19,6 +19,7 @@ from spherical_optax._moments import (
     bias_correction,
     cast_tree,
     ema,
+    increment,
     value_at,
     zeros_like_params,
     zeros_like_squares,
@@ -156,7 +157,7 @@ def scale_by_swats(
 
     def update_fn(updates, state, params=None):
         del params
-        count = optax.safe_increment(state.count)
+        count = increment(state.count)
         bias1, bias2 = bias_correction(b1, count), bias_correction(b2, count)
         adam_rate = value_at(learning_rate, state.count) * jnp.sqrt(bias2) / bias1
         sgd_factor = (1 - b1) * value_at(sgd_scale, state.count)

@@ -163,7 +163,7 @@ def project_to_tangent(
         check_axes(params, channel_axes)
         return optax.EmptyState()
 
-    def update_fn(updates, state, params):
+    def update_fn(updates, state, params=None):
         projected = jax.tree.map(
             lambda u, x: geometry.project(x, u, channel_axes), updates, params
         )
@@ -224,7 +224,7 @@ def retract_to_sphere(
             jax.tree.map(lambda x: _norm_or_shape(x, channel_axes), params)
         )
 
-    def update_fn(updates, state, params):
+    def update_fn(updates, state, params=None):
         def retract(u, x, r):
             moved = geometry.retract(widen(x), u, channel_axes, radius=r, eps=eps)
             return moved - widen(x)
@@ -263,7 +263,7 @@ def _carry_moments(
         check_axes(params, channel_axes)
         return RescaleAndTransportState(inner.init(params))
 
-    def update_fn(updates, state, params, **extra_args):
+    def update_fn(updates, state, params=None, **extra_args):
         updates, inner_state = inner.update(
             updates, state.inner_state, params, **extra_args
         )

@@ -11,7 +11,7 @@ This is the only module that knows how a path is spelled.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -147,7 +147,7 @@ def partition_by_label(
         raise ValueError(
             f"channel_axes must be a mapping from label to axes, got {channel_axes!r}"
         )
-    transforms = {
+    transforms: dict[Hashable, optax.GradientTransformation] = {
         label: euclidean if axes is None else spherical(tuple(axes))
         for label, axes in table.items()
     }
