@@ -70,7 +70,7 @@ def abs_sq(x: jax.Array) -> jax.Array:
 
 def value_at(schedule: optax.ScalarOrSchedule, count: jax.Array) -> Number:
     """A hyperparameter that may be a schedule, at a step."""
-    return schedule(count) if callable(schedule) else schedule
+    return jnp.asarray(schedule(count)) if callable(schedule) else schedule
 
 
 def cast_tree(tree, like):

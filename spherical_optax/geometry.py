@@ -20,12 +20,31 @@ Example:
 """
 
 import math
+import operator
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 ChannelAxes = Sequence[int]
+
+
+def checked_axes(channel_axes: ChannelAxes) -> tuple[int, ...]:
+    """Returns the channel axes as a tuple of integers.
+
+    Raises:
+      ValueError: they are not a sequence of integers.
+
+    Example:
+      >>> checked_axes([-2, -1])
+      (-2, -1)
+    """
+    try:
+        return tuple(operator.index(axis) for axis in channel_axes)
+    except TypeError:
+        raise ValueError(
+            f"channel_axes must be a sequence of integers, got {channel_axes!r}"
+        ) from None
 
 
 def group_axes(ndim: int, channel_axes: ChannelAxes) -> tuple[int, ...]:
@@ -43,23 +62,16 @@ def group_axes(ndim: int, channel_axes: ChannelAxes) -> tuple[int, ...]:
       >>> group_axes(4, (-1,))
       (0, 1, 2)
     """
-    try:
-        axes = [int(axis) for axis in channel_axes]
-        if any(axis != given for axis, given in zip(axes, channel_axes, strict=True)):
-            raise TypeError
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"channel_axes must be a sequence of integers, got {channel_axes!r}"
-        ) from None
+    axes = checked_axes(channel_axes)
     for axis in axes:
         if not -ndim <= axis < ndim:
             raise ValueError(
-                f"channel_axes {tuple(axes)}: axis {axis} is out of range for an array"
+                f"channel_axes {axes}: axis {axis} is out of range for an array"
                 f" of {ndim} axes"
             )
     kept = {axis % ndim for axis in axes}
     if len(kept) < len(axes):
-        raise ValueError(f"channel_axes {tuple(axes)} name the same axis twice")
+        raise ValueError(f"channel_axes {axes} name the same axis twice")
     return tuple(axis for axis in range(ndim) if axis not in kept)
 
 

@@ -148,7 +148,7 @@ def partition_by_label(
             f"channel_axes must be a mapping from label to axes, got {channel_axes!r}"
         )
     transforms: dict[Hashable, optax.GradientTransformation] = {
-        label: euclidean if axes is None else spherical(tuple(axes))
+        label: euclidean if axes is None else spherical(geometry.checked_axes(axes))
         for label, axes in table.items()
     }
 
