@@ -38,7 +38,7 @@ def scale_by_adabound(
     eps: Number = 1e-8,
     *,
     amsbound: bool = False,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """Scales updates by AdaBound's clipped step sizes, learning rate included.
 
     See :func:`adabound` for the mathematics and the arguments. As with every block
@@ -96,7 +96,9 @@ def scale_by_adabound(
             nu_max=cast_tree(nu_max, state.nu_max),
         )
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return optax.with_extra_args_support(
+        optax.GradientTransformation(init_fn, update_fn)
+    )
 
 
 def adabound(

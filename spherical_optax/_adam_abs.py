@@ -29,7 +29,7 @@ class ScaleByAdamAbsState(NamedTuple):
 
 def scale_by_adam_abs(
     b1: Number = 0.9, b2: Number = 0.99, eps: Number = 1e-8
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     r"""Scales updates by a running mean of their absolute values.
 
     .. math::
@@ -75,7 +75,9 @@ def scale_by_adam_abs(
             count=count, mu=cast_tree(mu, state.mu), nu=cast_tree(nu, state.nu)
         )
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return optax.with_extra_args_support(
+        optax.GradientTransformation(init_fn, update_fn)
+    )
 
 
 def adam_abs(

@@ -116,7 +116,7 @@ def scale_by_swats(
     sgd_scale: optax.ScalarOrSchedule = 1.0,
     nesterov: bool = False,
     amsgrad: bool = False,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """Scales updates by the step sizes of SWATS, learning rate included.
 
     See :func:`swats` for the mathematics and the arguments. As with every block of
@@ -203,7 +203,9 @@ def scale_by_swats(
             **decided,
         )
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return optax.with_extra_args_support(
+        optax.GradientTransformation(init_fn, update_fn)
+    )
 
 
 def swats(

@@ -257,6 +257,10 @@ def _carry_moments(
 
     ``move(x1, x2)`` returns what becomes of a vector and of a second moment.
     """
+    if not isinstance(inner, optax.GradientTransformation):
+        raise ValueError(
+            f"inner must be an optax.GradientTransformation, got {inner!r}"
+        )
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params):

@@ -179,8 +179,8 @@ def _resolve(
             raise ValueError(f"labels: no label for the leaf {path!r}")
         if not isinstance(label, str) or label not in table:
             raise ValueError(
-                f"labels: the leaf {path!r} has the unknown label {label!r};"
-                f" channel_axes knows {sorted(table)}"
+                f"labels: the label of the leaf {path!r} must be one of"
+                f" {sorted(table)} (the keys of channel_axes), got {label!r}"
             )
         axes = table[label]
         if axes is not None and leaf is not None:
