@@ -298,15 +298,12 @@ def _carry_leaf(path, leaf, moves):
         if name in VECTORS + SECOND_MOMENTS and path[depth + 1 :] in moves:
             shape, vector, second_moment = moves[path[depth + 1 :]]
             carried = vector(leaf) if name in VECTORS else second_moment(leaf)
-            if (
-                carried.shape != jnp.shape(leaf)
-                or leaf.shape != shape
-                and name in VECTORS
-            ):
+            fits = name in SECOND_MOMENTS or leaf.shape == shape
+            if carried.shape != leaf.shape or not fits:
                 where = path_string(path[depth + 1 :])
                 raise ValueError(
                     f"the moment {name!r} of the leaf {where!r} has shape"
-                    f" {jnp.shape(leaf)}, which does not fit the parameter's {shape}"
+                    f" {leaf.shape}, which does not fit the parameter's {shape}"
                 )
             return carried.astype(leaf.dtype)
     return leaf

@@ -1,4 +1,4 @@
-"""Inner products, norms and moves on spheres, group by group.
+r"""Inner products, norms and moves on spheres, group by group.
 
 A *group* is a set of weights that share one scale. The groups of an array are
 told apart by its *channel axes*; the weights of one group lie along all other
@@ -9,7 +9,7 @@ This is the only module that knows what an axis means. Every function here is a
 pure function of arrays. Sums are taken in float32 at least, and what is summed
 over a group keeps its axes with length 1, so that it broadcasts against the
 array it came from. For complex arrays the inner product is the real part of
-:math:`\\sum \\bar x y`, so that :math:`\\langle x, x\\rangle = \\sum |x|^2`.
+:math:`\sum \bar x y`, so that :math:`\langle x, x\rangle = \sum |x|^2`.
 
 Example:
   >>> import jax.numpy as jnp

@@ -1,0 +1,63 @@
+# `make help` lists the targets. Each one first sets up the virtual environment it needs.
+# The Python to set up with; another one than last time starts the environment afresh.
+PYTHON ?= python3
+# Where the environment goes, as in `make test PYTHON=python3.13 VENV=.venv-3.13`.
+VENV ?= .venv
+# More extras to install, as in `make train EXTRAS=cuda13`.
+EXTRAS ?=
+# Options of the training command, as in `make train ARGS="--optimizer adamp"`.
+ARGS ?=
+# Options of pytest, as in `make test PYTEST="-k swats"`.
+PYTEST ?= --numprocesses auto --dist worksteal
+
+comma := ,
+more := $(if $(EXTRAS),$(comma)$(EXTRAS))
+run := "$(VENV)/bin/python" -m
+old_enough := import sys; sys.exit(sys.version_info < (3, 11) and "$(PYTHON) is \
+Python %d.%d; 3.11 or newer is needed: set PYTHON=..." % sys.version_info[:2] or 0)
+set_up := @$(PYTHON) -c '$(old_enough)' && $(PYTHON) .ci/setup_venv.py
+
+.PHONY: help venv-train venv-test train test format format-check lint types \
+	test-oldest wheel clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
+
+venv-train:
+	$(set_up) "$(VENV)" experiments$(more)
+
+venv-test:
+	$(set_up) "$(VENV)" experiments,test$(more)
+
+train: venv-train ## train; options in ARGS="..."
+	@$(run) experiments.train $(ARGS)
+
+test: format-check lint types ## check format, lint and types, then run doctests and tests
+	$(run) pytest $(PYTEST)
+
+format: venv-test ## format the code, and sort its imports
+	$(run) ruff check --select I --fix
+	$(run) ruff format
+
+format-check: venv-test
+	$(run) ruff format --check
+
+lint: venv-test ## look for mistakes that need no running
+	$(run) ruff check
+
+types: venv-test ## check the types
+	$(run) basedpyright --pythonpath "$(VENV)/bin/python"
+
+test-oldest: ## run doctests and tests with the oldest versions that are allowed
+	$(set_up) "$(VENV)-oldest" experiments,test --oldest
+	"$(VENV)-oldest/bin/python" -m pytest $(PYTEST)
+
+wheel: venv-test ## build the package into dist/
+	$(run) pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean: ## remove environments that make set up, caches and builds
+	for venv in "$(VENV)" "$(VENV)-oldest"; do \
+		if [ -e "$$venv/spherical_optax.json" ]; then rm -rf "$$venv" "$$venv.lock"; fi; \
+	done
+	rm -rf dist .pytest_cache .ruff_cache .hypothesis
+	find spherical_optax experiments tests -name __pycache__ -prune -exec rm -rf {} +

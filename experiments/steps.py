@@ -1,0 +1,208 @@
+"""The compiled functions: one step of training, and the evaluation.
+
+Both are pure functions of arrays. A step is called from a Python loop: on a CPU a
+convolution inside ``lax.scan`` runs many times slower.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from experiments.data import Dataset, normalize
+
+
+class TrainState(NamedTuple):
+    """What a step changes; its buffers are donated to the next step."""
+
+    step: jax.Array  # shape=(), dtype=int32: steps done
+    params: Any  # pure tree of the model's nnx.Param
+    stats: Any  # pure tree of the rest: running statistics of the batch norms
+    opt_state: optax.OptState
+
+
+class Means(NamedTuple):
+    """Mean loss and accuracy over some batches."""
+
+    loss: float
+    accuracy: float
+    batches: int
+
+
+class Tally(NamedTuple):
+    """Sums over an epoch so far, up to the first step that was not finite."""
+
+    loss: jax.Array  # shape=(), float32: sum of the batches' mean losses
+    correct: jax.Array  # shape=(), int32
+    batches: jax.Array  # shape=(), int32
+    bad_step: jax.Array  # shape=(), int32: first step not finite, from 1; 0 for none
+    bad_loss: jax.Array  # shape=(), float32: the loss at that step
+    bad_leaf: jax.Array  # shape=(), int32: first leaf of its gradient not finite; or -1
+
+    @classmethod
+    def zero(cls) -> "Tally":
+        """The tally before the first batch."""
+        count, number = np.zeros([], np.int32), np.zeros([], np.float32)
+        return cls(*jax.device_put((number, count, count, count, number, count - 1)))
+
+    def means(self, batch_size: int) -> Means:
+        """The means over the batches in it; NaN while there is none."""
+        batches = int(self.batches)
+        if batches == 0:
+            return Means(math.nan, math.nan, 0)
+        images = batches * batch_size
+        return Means(float(self.loss) / batches, int(self.correct) / images, batches)
+
+
+class Batches(NamedTuple):
+    """What the steps of an epoch read."""
+
+    images: jax.Array  # shape=(n, height, width, channel), dtype=uint8
+    labels: jax.Array  # shape=(n,), dtype=int32
+    order: jax.Array  # shape=(steps, batch), dtype=int32: indices of the images
+    key: jax.Array  # for the augmentation; the step is folded in
+
+
+def init_state(
+    model: Callable[..., nnx.Module],
+    make_optimizer: Callable[[Any], optax.GradientTransformation],
+    key: jax.Array,
+) -> tuple[nnx.GraphDef, optax.GradientTransformation, TrainState]:
+    """Makes the model, the optimizer and the state before the first step.
+
+    Args:
+      model: constructor, called with ``rngs``.
+      make_optimizer: called with the parameters' shapes.
+      key: decides the initial weights.
+
+    Returns:
+      The model's graph, without arrays; the optimizer; the state.
+    """
+
+    def split(key: jax.Array) -> tuple[nnx.GraphDef, Any, Any]:
+        graph, params, stats = nnx.split(model(rngs=nnx.Rngs(key)), nnx.Param, ...)
+        return graph, nnx.as_pure(params), nnx.as_pure(stats)
+
+    graph, shapes, _ = nnx.eval_shape(split, key)
+    optimizer = make_optimizer(shapes)
+
+    def init(key: jax.Array) -> TrainState:
+        _, params, stats = split(key)
+        return TrainState(
+            jnp.zeros([], jnp.int32), params, stats, optimizer.init(params)
+        )
+
+    # It runs once: compiling it fast matters more than its speed.
+    compiled = compile_ahead(init, key, options={"xla_backend_optimization_level": 0})
+    return graph, optimizer, compiled(key)
+
+
+def compile_ahead(
+    function: Callable[..., Any],
+    *args: Any,
+    donate: int | Sequence[int] = (),
+    options: Mapping[str, Any] | None = None,
+) -> jax.stages.Compiled:
+    """Compiles a function for the shapes of ``args``, so that no timing has it.
+
+    Args:
+      function: a pure function of arrays.
+      *args: arguments of the shapes and types that it will be called with.
+      donate: positions of arguments whose buffers the call may reuse.
+      options: of the compiler.
+    """
+    options = dict(options or {})
+    if jax.default_backend() == "gpu":
+        options["xla_gpu_deterministic_ops"] = True  # the same bits in every run
+    return jax.jit(function, donate_argnums=donate).lower(*args).compile(options)
+
+
+def make_train_step(
+    graph: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    dataset: Dataset,
+    augment: bool,
+) -> Callable[[TrainState, Tally, Batches], tuple[TrainState, Tally]]:
+    """Makes the function of one step."""
+
+    def loss_fn(
+        params: Any, stats: Any, images: jax.Array, labels: jax.Array
+    ) -> tuple[jax.Array, tuple[Any, jax.Array]]:
+        model = nnx.merge(graph, params, stats, copy=True)
+        logits = model(images, train=True)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        stats = nnx.as_pure(nnx.state(model, nnx.Not(nnx.Param)))
+        correct = jnp.sum(jnp.argmax(logits, -1) == labels, dtype=jnp.int32)
+        return jnp.mean(losses), (stats, correct)
+
+    def train_step(
+        state: TrainState, tally: Tally, batches: Batches
+    ) -> tuple[TrainState, Tally]:
+        chosen = batches.order[state.step % len(batches.order)]
+        images, labels = batches.images[chosen], batches.labels[chosen]
+        if augment:
+            key = jax.random.fold_in(batches.key, state.step)
+            images = dataset.augment(key, images)
+        (loss, (stats, correct)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+            state.params, state.stats, normalize(dataset, images), labels
+        )
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        state = TrainState(state.step + 1, params, stats, opt_state)
+        return state, _add(tally, state.step, loss, correct, grads)
+
+    return train_step
+
+
+def make_evaluate(
+    graph: nnx.GraphDef, dataset: Dataset
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """Makes the function of one batch of the test: summed loss, correct answers."""
+
+    def evaluate(
+        params: Any,
+        stats: Any,
+        images: jax.Array,
+        labels: jax.Array,
+        weights: jax.Array,
+    ) -> tuple[jax.Array, jax.Array]:
+        model = nnx.merge(graph, params, stats, copy=True)
+        logits = model(normalize(dataset, images), train=False)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        correct = jnp.argmax(logits, -1) == labels
+        return jnp.sum(losses * weights), jnp.sum(correct * weights)
+
+    return evaluate
+
+
+def finite_leaves(tree: Any) -> jax.Array:
+    """Of each leaf, in the order of the tree, whether all of it is finite."""
+    return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)])
+
+
+def _add(
+    tally: Tally, step: jax.Array, loss: jax.Array, correct: jax.Array, grads: Any
+) -> Tally:
+    """Adds a batch to the tally, or records that it is the first not finite.
+
+    From then on nothing is added, so that it does not matter how many steps later
+    the tally is read.
+    """
+    leaves = finite_leaves(grads)
+    finite = jnp.isfinite(loss) & jnp.all(leaves)
+    good_so_far = tally.bad_step == 0
+    good, first_bad = good_so_far & finite, good_so_far & ~finite
+    leaf = jnp.where(jnp.all(leaves), -1, jnp.argmin(leaves)).astype(jnp.int32)
+    return Tally(
+        loss=tally.loss + jnp.where(good, loss, 0.0),
+        correct=tally.correct + jnp.where(good, correct, 0),
+        batches=tally.batches + good,
+        bad_step=jnp.where(first_bad, step, tally.bad_step),
+        bad_loss=jnp.where(first_bad, loss, tally.bad_loss),
+        bad_leaf=jnp.where(first_bad, leaf, tally.bad_leaf),
+    )
