@@ -94,7 +94,9 @@ def read_record(venv: Path) -> dict[str, Any]:
     if not venv.exists() or (venv.is_dir() and not any(venv.iterdir())):
         return {}
     try:
-        return json.loads((venv / RECORD).read_text())
+        record = json.loads((venv / RECORD).read_text())
+        # The Python that it was made with may be gone.
+        return record if (venv / "bin" / "python").exists() else {}
     except json.JSONDecodeError:
         return {}
     except OSError:

@@ -3,10 +3,23 @@
 from collections.abc import Iterable
 
 EXIT_FINISHED = 0
-EXIT_FAILED = 1  # something broke: a full disk, a defect of the program
-EXIT_USAGE = 2  # an option, a name or a folder that cannot be used
-EXIT_NON_FINITE = 3  # the loss or a gradient was not finite
-EXIT_INTERRUPTED = 130  # Ctrl-C
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_NON_FINITE = 3
+EXIT_TERMINATED = 4
+EXIT_OUT_OF_TIME = 5
+EXIT_INTERRUPTED = 130
+
+EXIT_CODES = {
+    EXIT_FINISHED: "finished",
+    EXIT_FAILED: "something broke: a full disk, a defect of the program",
+    EXIT_USAGE: "an option, a name or a folder cannot be used",
+    EXIT_NON_FINITE: "the loss or a gradient was not finite",
+    EXIT_TERMINATED: "SIGTERM: saved, --resume goes on",
+    EXIT_OUT_OF_TIME: "--time-limit: saved, --resume goes on",
+    EXIT_INTERRUPTED: "Ctrl-C: saved, --resume goes on",
+}
+"""What each exit code of the training command means."""
 
 
 class UsageError(Exception):

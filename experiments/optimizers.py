@@ -187,24 +187,28 @@ def make_optimizer(
     schedule: optax.Schedule,
     label: Callable[[Any], Any],
     params: Any,
+    *,
+    sgd_schedule: optax.Schedule | None = None,
 ) -> optax.GradientTransformation:
     """Builds an optimizer.
 
     Args:
       name: one of ``OPTIMIZERS``.
       options: all of its options, from :func:`resolve_options`.
-      schedule: factor of the learning rate at each step; in SWATS of both phases.
+      schedule: factor of the learning rate at each step.
       label: from parameters to labels, for the spherical family.
       params: the parameters or their shapes.
+      sgd_schedule: of the SGD phase of SWATS; ``schedule`` if there is none.
 
     Raises:
       UsageError: the builder refuses an option.
     """
     build = OPTIMIZERS[name].build
     arguments = dict(options)
-    for rate in ("learning_rate", "sgd_scale"):
+    schedules = {"learning_rate": schedule, "sgd_scale": sgd_schedule or schedule}
+    for rate, factor in schedules.items():
         if rate in arguments:
-            arguments[rate] = _scheduled(arguments[rate], schedule)
+            arguments[rate] = _scheduled(arguments[rate], factor)
     if "labels" in inspect.signature(build).parameters:
         arguments["labels"] = label(params)
     try:

@@ -10,6 +10,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from experiments.steps import Means
 
 
+def say(line: str, *, stderr: bool = False) -> None:
+    """Prints a line as it is."""
+    console = Console(stderr=stderr)
+    console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
 class ProgressDisplay:
     """Shows a run as it goes; in a log without a terminal only the epochs' lines."""
 

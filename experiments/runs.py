@@ -1,54 +1,82 @@
 """The run folder: what a run leaves behind, and how an older run is protected."""
 
+import contextlib
 import importlib.metadata
 import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import jax
 
 import spherical_optax as so
 from experiments.errors import UsageError
+from experiments.locks import FolderLock, lock_folder
+from experiments.trackers import EVENTS, WANDB_ID
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 CURVES = "learning_curves.png"
 SWITCH_POINTS = "switch_points.csv"
-_FILES = (METRICS, SUMMARY, CURVES, SWITCH_POINTS, CONFIG)  # the mark goes last
+CHECKPOINTS = "checkpoints"
+_UNFINISHED = ".unfinished"  # ends the name of a file that is being written
+_OF_A_RUN = (METRICS, SUMMARY, CURVES, SWITCH_POINTS, WANDB_ID, CHECKPOINTS, EVENTS)
 
-_PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy", "scikit-learn")
+_PACKAGES = (
+    *("jax", "jaxlib", "optax", "flax", "orbax-checkpoint"),
+    *("numpy", "scikit-learn"),
+)
 
 
 class RunFolder:
     """A folder with one run in it.
 
     ``config.json`` repeats the run, ``metrics.jsonl`` has a line for each epoch, and
-    ``summary.json`` says how the run ended: where it is missing, it never did.
+    ``summary.json`` says how the run ended: where it is missing, it never did. Used in
+    a ``with`` statement, it is free for other processes afterwards.
     """
 
-    def __init__(self, path: Path, *, overwrite: bool) -> None:
+    def __init__(self, path: Path, overwrite: bool, resume: bool = False) -> None:
         """Checks that a run may go into the folder; changes nothing yet.
 
         Raises:
-          UsageError: there is a run in it and ``overwrite`` is false, or something
-            that is not a run.
+          UsageError: there is a run in it, and neither ``overwrite`` nor ``resume`` is
+            asked for, or something that is not a run.
         """
-        self.path, self._overwrite = path, overwrite
+        self.path, self._replaces = path, overwrite or resume
+        self._lock: FolderLock | None = None
         try:
-            taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
+            taken = path.exists() and (not path.is_dir() or any(_contents(path)))
         except OSError as error:
             raise UsageError(f"--out {path}: {error.strerror}") from None
         if taken and not _is_run(path):
             raise UsageError(f"--out {path}: exists and is not a run folder")
-        if taken and not overwrite:
-            raise UsageError(f"--out {path}: has a run in it; --overwrite replaces it")
+        if taken and not (overwrite or resume):
+            raise UsageError(
+                f"--out {path}: has a run in it; --overwrite replaces it, --resume goes"
+                " on with it"
+            )
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def begin(self, config: Mapping[str, Any], **facts: Any) -> None:
         """Clears the folder of an older run and writes ``config.json``.
@@ -62,19 +90,44 @@ class RunFolder:
         record = {"config": config, **facts, **_provenance()}
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if self._overwrite:
-                for name in _FILES:
+            self.lock()
+            if (self.path / CONFIG).exists() and not self._replaces:
+                raise UsageError(f"--out {self.path}: taken by another run")
+            for name in _OF_A_RUN:
+                if (self.path / name).is_dir():
+                    shutil.rmtree(self.path / name)
+                else:
                     (self.path / name).unlink(missing_ok=True)
-            with open(self.path / CONFIG, "x") as file:  # of two runs, one goes on
-                file.write(_json(record, indent=2) + "\n")
-        except FileExistsError:
-            raise UsageError(f"--out {self.path}: taken by another run") from None
+            self._replace(CONFIG, _json(record, indent=2) + "\n")
         except OSError as error:
             raise UsageError(f"--out {self.path}: {error.strerror}") from None
 
+    def lock(self) -> None:
+        """Keeps other processes out of the folder, until the folder is let go.
+
+        Raises:
+          UsageError: another one is in it.
+        """
+        if self._lock is not None:
+            return
+        try:
+            self._lock = lock_folder(self.path)
+        except BlockingIOError:
+            raise UsageError(f"--out {self.path}: taken by another run") from None
+
+    def read_config(self) -> dict[str, Any] | None:
+        """``config.json``; None if there is none."""
+        path = self.path / CONFIG
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def resume(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Brings the files to where the run goes on: after so many epochs."""
+        self._replace(METRICS, "".join(_json(line) + "\n" for line in lines))
+        (self.path / SUMMARY).unlink(missing_ok=True)
+
     def add_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Appends the line of an epoch; it is in the file when this returns."""
-        with open(self.path / METRICS, "a") as file:
+        with _named(self.path / METRICS) as path, open(path, "a") as file:
             file.write(_json(metrics) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
@@ -83,15 +136,43 @@ class RunFolder:
         lines = path.read_text().splitlines() if path.exists() else []
         return [json.loads(line) for line in lines]
 
+    def read_summary(self) -> dict[str, Any]:
+        """How the run ended; empty if it did not."""
+        path = self.path / SUMMARY
+        return json.loads(path.read_text()) if path.exists() else {}
+
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes how the run ended."""
-        (self.path / SUMMARY).write_text(_json(summary, indent=2) + "\n")
+        self._replace(SUMMARY, _json(summary, indent=2) + "\n")
 
     def write_switch_points(self, points: Sequence[tuple[str, int, float]]) -> None:
         """Writes the table of the leaves that SWATS took over to SGD."""
         lines = ["path,step,sgd_learning_rate"]
         lines += [f"{path},{step},{rate:.6g}" for path, step, rate in points]
-        (self.path / SWITCH_POINTS).write_text("\n".join(lines) + "\n")
+        self._replace(SWITCH_POINTS, "\n".join(lines) + "\n")
+
+    def _replace(self, name: str, text: str) -> None:
+        """Writes a file: all of it or, if the process is killed, none of it."""
+        with _named(self.path / name) as path:
+            unfinished = path.with_name(name + _UNFINISHED)
+            unfinished.write_text(text)
+            unfinished.replace(path)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[Path]:
+    """Gives an error that names no file, as of a full disk, the name of this one."""
+    try:
+        yield path
+    except OSError as error:
+        if error.filename is None:
+            raise type(error)(error.errno, error.strerror, str(path)) from None
+        raise
+
+
+def _contents(path: Path) -> Iterator[Path]:
+    """What is in a folder, but for files that a kill left unfinished."""
+    return (p for p in path.iterdir() if not p.name.endswith(_UNFINISHED))
 
 
 def _is_run(path: Path) -> bool:

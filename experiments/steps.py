@@ -1,7 +1,7 @@
-"""The compiled functions: one step of training, and the evaluation.
+"""The compiled functions: one step of training, many of them, and the evaluation.
 
-Both are pure functions of arrays. A step is called from a Python loop: on a CPU a
-convolution inside ``lax.scan`` runs many times slower.
+All are pure functions of arrays. On a CPU a step is called from a Python loop: there a
+convolution inside a loop of the compiled program runs many times slower.
 """
 
 import math
@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from experiments.data import Dataset, normalize
+from experiments.data import HasStatistics, normalize
 
 
 class TrainState(NamedTuple):
@@ -32,6 +32,13 @@ class Means(NamedTuple):
     loss: float
     accuracy: float
     batches: int
+
+
+Pick = Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]
+"""From what a feed hands over and the step, to its images, as bytes, and labels."""
+
+Step = Callable[..., tuple[TrainState, "Tally"]]
+"""From state, tally and what a feed hands over to state and tally."""
 
 
 class Tally(NamedTuple):
@@ -57,15 +64,6 @@ class Tally(NamedTuple):
             return Means(math.nan, math.nan, 0)
         images = batches * batch_size
         return Means(float(self.loss) / batches, int(self.correct) / images, batches)
-
-
-class Batches(NamedTuple):
-    """What the steps of an epoch read."""
-
-    images: jax.Array  # shape=(n, height, width, channel), dtype=uint8
-    labels: jax.Array  # shape=(n,), dtype=int32
-    order: jax.Array  # shape=(steps, batch), dtype=int32: indices of the images
-    key: jax.Array  # for the augmentation; the step is folded in
 
 
 def init_state(
@@ -125,10 +123,17 @@ def compile_ahead(
 def make_train_step(
     graph: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
-    dataset: Dataset,
-    augment: bool,
-) -> Callable[[TrainState, Tally, Batches], tuple[TrainState, Tally]]:
-    """Makes the function of one step."""
+    dataset: HasStatistics,
+    pick: Pick,
+) -> Step:
+    """Makes the function of one step.
+
+    Args:
+      graph: of the model.
+      optimizer: what turns gradients into updates.
+      dataset: says how images are normalized.
+      pick: finds the images of the step.
+    """
 
     def loss_fn(
         params: Any, stats: Any, images: jax.Array, labels: jax.Array
@@ -141,13 +146,9 @@ def make_train_step(
         return jnp.mean(losses), (stats, correct)
 
     def train_step(
-        state: TrainState, tally: Tally, batches: Batches
+        state: TrainState, tally: Tally, source: Any
     ) -> tuple[TrainState, Tally]:
-        chosen = batches.order[state.step % len(batches.order)]
-        images, labels = batches.images[chosen], batches.labels[chosen]
-        if augment:
-            key = jax.random.fold_in(batches.key, state.step)
-            images = dataset.augment(key, images)
+        images, labels = pick(source, state.step)
         (loss, (stats, correct)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
             state.params, state.stats, normalize(dataset, images), labels
         )
@@ -159,8 +160,24 @@ def make_train_step(
     return train_step
 
 
+def repeat_step(step: Step) -> Step:
+    """Makes the function of many steps, for devices that need no host in between.
+
+    Its last argument is how many; another number does not compile it again.
+    """
+
+    def train_steps(
+        state: TrainState, tally: Tally, source: Any, count: jax.Array
+    ) -> tuple[TrainState, Tally]:
+        return jax.lax.fori_loop(
+            0, count, lambda _, c: step(*c, source), (state, tally)
+        )
+
+    return train_steps
+
+
 def make_evaluate(
-    graph: nnx.GraphDef, dataset: Dataset
+    graph: nnx.GraphDef, dataset: HasStatistics
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """Makes the function of one batch of the test: summed loss, correct answers."""
 

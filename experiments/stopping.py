@@ -1,21 +1,53 @@
-"""Ctrl-C as a request, so that a run ends between two steps and not within one."""
+"""Requests to stop: a run ends between two steps, and not within one.
+
+They are Ctrl-C, SIGTERM (as from a scheduler that takes the machine away) and a time
+limit.
+"""
 
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
+
+INTERRUPTED, TERMINATED, OUT_OF_TIME = "interrupted", "terminated", "out of time"
+
+_REASONS = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
+
+
+class StoppedRun(BaseException):
+    """The run was asked to stop; ``reason`` says by what.
+
+    Like KeyboardInterrupt, it is not to be taken for an error.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 class StopRequest:
-    """Within its context the first Ctrl-C only sets ``requested``; the next kills."""
+    """Within its context signals are heard; :meth:`check` raises what they ask for.
 
-    def __init__(self) -> None:
-        self.requested = False
+    A second Ctrl-C kills. Until :meth:`begin` there is no step to wait for, and a
+    signal takes effect at once.
+
+    Attributes:
+      reserve: seconds before the time limit that ending the run takes.
+    """
+
+    def __init__(self, deadline: float | None = None) -> None:
+        """Takes the time to have ended by, on the clock of ``time.monotonic``."""
+        self.reserve = 0.0
+        self._deadline = deadline
+        self._requested: str | None = None
+        self._begun = False
 
     def __enter__(self) -> "StopRequest":
-        # Only the main thread may have handlers; elsewhere Ctrl-C is not delivered.
-        self._handles = threading.current_thread() is threading.main_thread()
-        if self._handles:
-            self._previous = signal.signal(signal.SIGINT, self._request)
+        # Only the main thread may have handlers; elsewhere signals are not delivered.
+        self._previous = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in _REASONS:
+                self._previous[number] = signal.signal(number, self._request)
         return self
 
     def __exit__(
@@ -24,10 +56,31 @@ class StopRequest:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._handles:
-            signal.signal(signal.SIGINT, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def begin(self) -> None:
+        """From now on a signal waits for the next check."""
+        self._begun = True
+
+    def check(self, seconds: float = 0.0) -> None:
+        """Raises a StoppedRun if a stop was requested.
+
+        Args:
+          seconds: until the run can check again; the time limit must not lie in it.
+        """
+        if self._requested is not None:
+            raise StoppedRun(self._requested)
+        if self._deadline is not None:
+            left = self._deadline - time.monotonic()
+            if left < seconds + self.reserve:
+                self._requested = OUT_OF_TIME
+                raise StoppedRun(OUT_OF_TIME)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        reason = _REASONS[signal.Signals(number)]
+        if reason == INTERRUPTED and (not self._begun or self._requested):
             raise KeyboardInterrupt
-        self.requested = True
+        if not self._begun:
+            raise StoppedRun(reason)
+        self._requested = reason

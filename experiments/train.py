@@ -5,87 +5,209 @@
 trains a small ResNet with AdamSRT on the handwritten digits of scikit-learn;
 ``--help`` lists everything that can be asked for.
 
-Exit codes: 0 finished; 1 something broke; 2 an option cannot be used; 3 the loss or a
-gradient was not finite; 130 Ctrl-C. After 3 and 130 what was measured is kept.
+With ``--resume`` a run that was stopped, or killed, goes on to the same last bit.
 """
 
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 
 import spherical_optax as so
 from experiments import errors
+from experiments.checkpoints import CheckpointError
 from experiments.config import Config, parse, to_json
-from experiments.data import load_dataset
+from experiments.data import STREAMED, load_dataset, load_streamed
+from experiments.keeper import Keeper, how_it_ended
 from experiments.plots import plot_learning_curves
-from experiments.progress import ProgressDisplay
+from experiments.progress import ProgressDisplay, say
 from experiments.runs import CURVES, RunFolder
-from experiments.stopping import StopRequest
-from experiments.trainer import InterruptedRun, NonFiniteError, Trainer
+from experiments.stopping import (
+    INTERRUPTED,
+    OUT_OF_TIME,
+    TERMINATED,
+    StoppedRun,
+    StopRequest,
+)
+from experiments.summary import FINISHED, NOT_FINITE, summarize, summary_line
+from experiments.timing import process_start
+from experiments.trackers import check_installed, open_trackers
+from experiments.trainer import NonFiniteError, Trainer
+from experiments.values import parse_duration
 
 _EXIT_CODES = {
-    "finished": errors.EXIT_FINISHED,
-    "not finite": errors.EXIT_NON_FINITE,
-    "interrupted": errors.EXIT_INTERRUPTED,
+    FINISHED: errors.EXIT_FINISHED,
+    NOT_FINITE: errors.EXIT_NON_FINITE,
+    TERMINATED: errors.EXIT_TERMINATED,
+    OUT_OF_TIME: errors.EXIT_OUT_OF_TIME,
+    INTERRUPTED: errors.EXIT_INTERRUPTED,
 }
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """The command: returns its exit code."""
+    began = process_start() if args is None else time.monotonic()
     try:
-        return train(parse(sys.argv[1:] if args is None else args))
+        config = parse(sys.argv[1:] if args is None else args)
+        limit = config.time_limit
+        end = began + parse_duration("--time-limit", limit) if limit else None
+        with StopRequest(end) as stop:
+            return train(config, stop, began)
     except errors.UsageError as error:
-        _say(f"error: {error}", stderr=True)
+        say(f"error: {error}", stderr=True)
         return errors.EXIT_USAGE
-    except OSError as error:
-        _say(f"error: {error}", stderr=True)
+    except (OSError, CheckpointError) as error:
+        say(f"error: {error}", stderr=True)
         return errors.EXIT_FAILED
+    except StoppedRun as stopped:
+        say(f"{stopped.reason} before the first step", stderr=True)
+        return _EXIT_CODES[stopped.reason]
     except KeyboardInterrupt:
-        _say("interrupted before the first step", stderr=True)
+        say("interrupted before the first step", stderr=True)
         return errors.EXIT_INTERRUPTED
 
 
-def train(config: Config) -> int:
-    """Does one run, from data to figures; returns the exit code."""
-    began = time.perf_counter()
+def train(config: Config, stop: StopRequest, began: float) -> int:
+    """Does one run, from data to figures; returns the exit code.
 
-    # 1. Data, run folder, and the compiled program with its first state.
+    Args:
+      config: of the run.
+      stop: says when to end before the end.
+      began: when the command was given, on the clock of ``time.monotonic``.
+    """
+    # 1. The run folder; there may be nothing left to do in it.
     assert config.out is not None  # completed when the command line was read
-    folder = RunFolder(config.out, overwrite=config.overwrite)
-    dataset = load_dataset(config.dataset)
-    trainer = Trainer(config, dataset)
-    folder.begin(
-        to_json(config),
-        parameters=trainer.parameter_count(),
-        images={"train": len(dataset.train), "test": len(dataset.test)},
-    )
-    _say(
-        f"{config.optimizer} on {config.dataset} ({len(dataset.train):,} images) with"
-        f" {config.model} ({trainer.parameter_count():,} parameters), seed"
-        f" {config.seed}; compiled in {trainer.compile_seconds:.1f} s",
-    )
+    check_installed(config)
+    with RunFolder(config.out, config.overwrite, config.resume) as folder:
+        if config.resume and (ended := how_it_ended(folder, config)):
+            say(f"nothing left to do: {summary_line(config, ended)}")
+            return _EXIT_CODES[ended["status"]]
 
-    # 2. Epochs, until the last one or until something ends them.
-    status, message = "finished", None
-    display = ProgressDisplay(config.epochs, trainer.steps_per_epoch, Console())
-    with StopRequest() as stop, display:
+        # 2. Data, and the compiled program with its first state, or where it stopped.
+        trainer = Trainer(config, load(config))
+        keeper = Keeper(config, folder, trainer, stop)
+        if not (config.resume and keeper.take_up()):
+            folder.begin(
+                to_json(config),
+                sources=config.sources,
+                parameters=trainer.parameter_count(),
+                images=trainer.images,
+            )
+        if config.time_limit:
+            keeper.prepare_for_the_limit()
+        say(opening_line(config, trainer, keeper))
+
+        # 3. Epochs, until the last one or until something ends them.
         try:
-            for epoch in range(1, config.epochs + 1):
-                metrics = run_epoch(trainer, epoch, display, stop)
-                folder.add_metrics(metrics)
+            status, message = run_epochs(config, folder, trainer, keeper, stop)
+            if status != NOT_FINITE:
+                keeper.close(finished=status == FINISHED)
+        finally:
+            keeper.let_go()
+
+        # 4. What is left of it: figures, tables, the summary.
+        if status not in (TERMINATED, OUT_OF_TIME):  # there may be no time to draw
+            draw(config, folder, trainer, keeper.lines)
+        summary = summarize(keeper, trainer, status, message, began)
+        folder.write_summary(summary)
+        say(summary_line(config, summary))
+        if message:
+            say(f"stopped: {message}", stderr=True)
+        return _EXIT_CODES[status]
+
+
+def load(config: Config) -> Any:
+    """Loads the data set, into memory or as a stream."""
+    if config.dataset in STREAMED:
+        return load_streamed(config.dataset)
+    return load_dataset(config.dataset, image_size=config.image_size)
+
+
+def run_epochs(
+    config: Config,
+    folder: RunFolder,
+    trainer: Trainer,
+    keeper: Keeper,
+    stop: StopRequest,
+) -> tuple[str, str | None]:
+    """Does the epochs that are not done; returns how that ended, and why."""
+    display = ProgressDisplay(config.epochs, trainer.steps_per_epoch, Console())
+    trackers = open_trackers(config, folder.path, keeper.lines)
+    try:
+        with display:
+            stop.begin()
+            for epoch in range(len(keeper.lines) + 1, config.epochs + 1):
+                metrics = run_epoch(trainer, epoch, display, keeper)
+                keeper.record(metrics)
+                for tracker in trackers:
+                    tracker.log(metrics)
                 display.epoch(metrics)
                 check_finite(metrics)
-        except NonFiniteError as error:
-            status, message = "not finite", str(error)
-        except InterruptedRun:
-            status = "interrupted"
+                keeper.after_epoch(epoch)
+    except NonFiniteError as error:
+        return NOT_FINITE, str(error)
+    except StoppedRun as stopped:
+        return stopped.reason, None
+    finally:
+        for tracker in trackers:
+            tracker.close()
+    return FINISHED, None
 
-    # 3. What is left of it: figures, tables, the summary.
-    lines = folder.read_metrics()
+
+def run_epoch(
+    trainer: Trainer, epoch: int, display: ProgressDisplay, keeper: Keeper
+) -> dict[str, Any]:
+    """Trains for an epoch and evaluates: a line of ``metrics.jsonl``.
+
+    What a clock measured is under ``timing``; all the rest is the same, to the last
+    bit, whenever the run is repeated on the same machine.
+    """
+    train = trainer.train_epoch(epoch, display.batches, keeper.pause)
+    began = time.perf_counter()
+    tested: dict[str, float] = {}
+    for split in ("validation", "test"):
+        if split in trainer.images:
+            means = trainer.evaluate(split, keeper.pause)
+            tested |= {f"{split}_loss": means.loss, f"{split}_accuracy": means.accuracy}
+    clock = trainer.pipeline.clock
+    images = trainer.steps_per_epoch * trainer.batch_size
+    return {
+        "epoch": epoch,
+        "step": trainer.step,
+        "learning_rate": trainer.learning_rate(),
+        "train_loss": train.loss,
+        "train_accuracy": train.accuracy,
+        **tested,
+        "timing": {
+            "train_seconds": clock.seconds,
+            "outside_step_seconds": clock.outside,
+            "test_seconds": time.perf_counter() - began,
+            "images_per_second": images / clock.seconds,
+        },
+    }
+
+
+def check_finite(metrics: Mapping[str, Any]) -> None:
+    """Raises a NonFiniteError where a whole epoch went well and its test did not."""
+    for split in ("validation", "test"):
+        loss = metrics.get(f"{split}_loss", 0.0)
+        if not math.isfinite(loss):
+            raise NonFiniteError(
+                f"not finite after epoch {metrics['epoch']}, step {metrics['step']}:"
+                f" {split} loss {loss}, every gradient and weight finite"
+            )
+
+
+def draw(
+    config: Config,
+    folder: RunFolder,
+    trainer: Trainer,
+    lines: Sequence[Mapping[str, Any]],
+) -> None:
+    """Draws the learning curves, and makes the table of SWATS."""
     if lines:
         title = f"{config.optimizer}, {config.model}, {config.dataset}"
         plot_learning_curves(lines, title, folder.path / CURVES)
@@ -93,98 +215,20 @@ def train(config: Config) -> int:
         state = trainer.state
         points = so.swats_switch_points(state.opt_state, state.params)
         folder.write_switch_points(points)
-    summary = summarize(lines, trainer, time.perf_counter() - began)
-    folder.write_summary({"status": status, "message": message, **summary})
-    _say(summary_line(config, status, summary))
-    if message:
-        _say(f"stopped: {message}", stderr=True)
-    return _EXIT_CODES[status]
 
 
-def run_epoch(
-    trainer: Trainer, epoch: int, display: ProgressDisplay, stop: StopRequest
-) -> dict[str, Any]:
-    """Trains for an epoch and evaluates: a line of ``metrics.jsonl``.
-
-    What a clock measured is under ``timing``; all the rest is the same, to the last
-    bit, whenever the run is repeated on the same machine.
-    """
-    train, seconds = trainer.train_epoch(epoch, display.batches, stop)
-    began = time.perf_counter()
-    test = trainer.evaluate(stop)
-    images = trainer.steps_per_epoch * trainer.batch_size
-    return {
-        "epoch": epoch,
-        "step": int(trainer.state.step),
-        "learning_rate": trainer.learning_rate(),
-        "train_loss": train.loss,
-        "train_accuracy": train.accuracy,
-        "test_loss": test.loss,
-        "test_accuracy": test.accuracy,
-        "timing": {
-            "train_seconds": seconds,
-            "test_seconds": time.perf_counter() - began,
-            "images_per_second": images / seconds,
-        },
-    }
-
-
-def check_finite(metrics: dict[str, Any]) -> None:
-    """Raises a NonFiniteError where a whole epoch went well and its test did not."""
-    if not math.isfinite(metrics["test_loss"]):
-        raise NonFiniteError(
-            f"not finite after epoch {metrics['epoch']}, step {metrics['step']}: test"
-            f" loss {metrics['test_loss']}, every gradient and weight finite"
-        )
-
-
-def summarize(
-    lines: Sequence[dict[str, Any]], trainer: Trainer, seconds: float
-) -> dict[str, Any]:
-    """How far the run came, and how well, with its last epoch and its best."""
-    train_seconds = sum(line["timing"]["train_seconds"] for line in lines)
-    images = len(lines) * trainer.steps_per_epoch * trainer.batch_size
-    summary: dict[str, Any] = {"epochs": len(lines)}
-    if lines:
-        best = max(lines, key=lambda line: line["test_accuracy"])
-        summary |= {
-            "test_accuracy": lines[-1]["test_accuracy"],
-            "best_test_accuracy": best["test_accuracy"],
-            "best_epoch": best["epoch"],
-        }
-    unfinished = trainer.unfinished()
-    if unfinished.batches and trainer.epoch > len(lines):
-        summary["unfinished_epoch"] = {
-            "epoch": trainer.epoch,
-            "batches": unfinished.batches,
-            "train_loss": unfinished.loss,
-            "train_accuracy": unfinished.accuracy,
-        }
-    summary["timing"] = {
-        "seconds": seconds,
-        "compile_seconds": trainer.compile_seconds,
-        "train_seconds": train_seconds,
-        "images_per_second": images / train_seconds if lines else None,
-    }
-    return summary
-
-
-def summary_line(config: Config, status: str, summary: dict[str, Any]) -> str:
-    """The last line that a run prints."""
-    line = f"{status} after {summary['epochs']} of {config.epochs} epochs"
-    timing = summary["timing"]
-    if summary["epochs"]:
-        line += (
-            f": test accuracy {summary['test_accuracy']:.2%} (best"
-            f" {summary['best_test_accuracy']:.2%} after epoch"
-            f" {summary['best_epoch']}), {timing['images_per_second']:,.0f} images/s"
-        )
-    return f"{line}, {timing['seconds']:.1f} s in all; {config.out}"
-
-
-def _say(line: str, *, stderr: bool = False) -> None:
-    console = Console(stderr=stderr)
-    console.print(line, highlight=False, soft_wrap=True, markup=False)
+def opening_line(config: Config, trainer: Trainer, keeper: Keeper) -> str:
+    """The first line that a run prints."""
+    line = (
+        f"{config.optimizer} on {config.dataset} ({trainer.images['train']:,} images)"
+        f" with {config.model} ({trainer.parameter_count():,} parameters), seed"
+        f" {config.seed}; compiled in {trainer.compile_seconds:.1f} s"
+    )
+    if keeper.resumed_at:
+        line += f"; goes on after {len(keeper.lines)} epochs, at step {trainer.step}"
+    elif config.resume:
+        line += "; nothing to resume, so it begins"
+    return line
 
 
 if __name__ == "__main__":

@@ -1,22 +1,23 @@
 """One run in memory: compiled functions, data on the device, and the state."""
 
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments.config import Config
-from experiments.data import Dataset, Split
+from experiments.data import Dataset, Split, Stream, StreamedDataset, validation_split
 from experiments.errors import UsageError
+from experiments.feeds import EvaluationBatches, Feed, ResidentFeed, StreamFeed
 from experiments.models import MODELS, label_spheres
 from experiments.optimizers import make_optimizer
+from experiments.pipeline import Pipeline
 from experiments.schedules import make_schedule
 from experiments.steps import (
-    Batches,
     Means,
     Tally,
     TrainState,
@@ -25,22 +26,25 @@ from experiments.steps import (
     init_state,
     make_evaluate,
     make_train_step,
+    repeat_step,
 )
-from experiments.stopping import StopRequest
+from experiments.timing import EpochClock
 from spherical_optax.labels import leaves_with_paths
 
-# So many steps may be on their way before the tally of the oldest is read: the device
-# never waits for Python, and Python never runs far ahead of the device.
-_STEPS_IN_FLIGHT = 4
-_EVALUATION_BATCH = 1000
+OnBatch = Callable[[int, Means, float], None]
+"""Told the epoch, its means so far, and images a second."""
+
+Pause = Callable[[float], None]
+"""Called where the run may save or stop, with the seconds until it is called again."""
 
 
 class NonFiniteError(Exception):
     """The loss or a gradient was not finite; the message says when and where."""
 
 
-class InterruptedRun(Exception):
-    """The run was asked to stop."""
+def many_steps_a_call() -> bool:
+    """Whether the device does many steps without the host: all but the CPU."""
+    return jax.default_backend() != "cpu"
 
 
 class Trainer:
@@ -48,115 +52,147 @@ class Trainer:
 
     Attributes:
       state: parameters, statistics and optimizer state after the last step.
+      step: steps done.
       epoch: the epoch that was begun last; 0 before the first.
       steps_per_epoch: the last, incomplete batch is left out.
+      images: how many there are, by split.
+      pipeline: with the clock of the epoch.
       compile_seconds: what tracing and compiling took.
     """
 
     state: TrainState
 
-    def __init__(self, config: Config, dataset: Dataset) -> None:
-        if config.batch_size > len(dataset.train):
+    def __init__(self, config: Config, dataset: Dataset | StreamedDataset) -> None:
+        self._config, self._dataset = config, dataset
+        train: Split | Stream = dataset.train
+        splits: dict[str, Split | Stream] = {"test": dataset.test}
+        if config.validation_fraction:
+            train, splits["validation"] = validation_split(
+                dataset, config.seed, config.validation_fraction
+            )
+        if config.batch_size > len(train):
             raise UsageError(
-                f"--batch-size must be at most {len(dataset.train)}, the training"
+                f"--batch-size must be at most {len(train)}, the training"
                 f" images of {dataset.name}, got {config.batch_size}"
             )
-        self._config, self._dataset = config, dataset
         self.batch_size = config.batch_size
-        self.epoch, self._tally = 0, Tally.zero()
-        self.steps_per_epoch = len(dataset.train) // config.batch_size
-        self.schedule = make_schedule(
-            config.schedule,
-            config.epochs * self.steps_per_epoch,
-            config.milestones,
-            config.milestone_factor,
-        )
+        self.steps_per_epoch = len(train) // config.batch_size
+        self.images = {name: len(s) for name, s in {"train": train, **splits}.items()}
+        self.step, self.epoch, self._tally = 0, 0, Tally.zero()
+        self._many_steps = many_steps_a_call() and isinstance(train, Split)
+        self.pipeline = Pipeline(many_steps=self._many_steps)
+        self._evaluation_seconds = 0.0
         began = time.perf_counter()
-        self._build()
+        self._build(train, splits)
         self.compile_seconds = time.perf_counter() - began
 
-    def train_epoch(
-        self,
-        epoch: int,
-        on_batch: Callable[[int, Means, float], None],
-        stop: StopRequest,
-    ) -> tuple[Means, float]:
-        """Does the steps of an epoch, counted from 1.
+    def train_epoch(self, epoch: int, on_batch: OnBatch, pause: Pause) -> Means:
+        """Does the steps of an epoch, counted from 1, that are not done yet.
 
         Args:
           epoch: decides the order of the images, with the seed.
-          on_batch: told the epoch, its means so far and images a second, after
-            each batch.
-          stop: looked at before each step.
+          on_batch: called after each batch.
+          pause: called before each; what it raises leaves the epoch where it is.
 
         Returns:
-          The means over the epoch, and its seconds.
+          The means over the epoch.
 
         Raises:
           NonFiniteError: the loss, a gradient or, in the end, a weight was not finite.
-          InterruptedRun: a stop was requested.
         """
-        self.epoch, self._tally = epoch, Tally.zero()
-        self._batches = self._batches._replace(order=self._order(epoch))
-        in_flight: deque[Tally] = deque()
-        began = time.perf_counter()
+        if self.step == (epoch - 1) * self.steps_per_epoch:
+            self._tally, self.pipeline.clock = Tally.zero(), EpochClock()
+        self.epoch, pipeline = epoch, self.pipeline
+        self._feed.begin(epoch, self.step)
 
-        def finish_oldest() -> Means:
-            means = self._read(in_flight.popleft())
-            seconds = time.perf_counter() - began
-            on_batch(epoch, means, means.batches * self.batch_size / seconds)
-            return means
+        def finish_oldest() -> None:
+            means = self._read(pipeline.oldest())
+            done = means.batches * self.batch_size
+            on_batch(epoch, means, done / pipeline.clock.so_far())
 
-        for _ in range(self.steps_per_epoch):
-            if stop.requested:
-                raise InterruptedRun
-            self.state, self._tally = self._step(self.state, self._tally, self._batches)
-            in_flight.append(self._tally)
-            if len(in_flight) > _STEPS_IN_FLIGHT:
+        try:
+            while (left := epoch * self.steps_per_epoch - self.step) > 0:
+                steps = pipeline.steps_of_next_call(left)
+                pause(pipeline.seconds_ahead(steps))
+                pipeline.begin_call()
+                self._do(steps)
+                pipeline.add(self._tally, steps)
+                while pipeline.full():
+                    finish_oldest()
+            while not pipeline.empty():
                 finish_oldest()
-        while len(in_flight) > 1:
-            finish_oldest()
-        means, seconds = finish_oldest(), time.perf_counter() - began
+        finally:
+            pipeline.stop()
         self._check_weights()
-        return means, seconds
+        return self._read(self._tally)
 
-    def evaluate(self, stop: StopRequest) -> Means:
-        """Mean loss and accuracy over the test images.
-
-        Raises:
-          InterruptedRun: a stop was requested.
-        """
-        losses, answers = 0.0, 0.0
-        for batch in self._test_batches:
-            if stop.requested:
-                raise InterruptedRun
+    def evaluate(self, split: str, pause: Pause) -> Means:
+        """Mean loss and accuracy over the images of a split, ``"test"`` say."""
+        losses, answers, count = 0.0, 0.0, 0
+        batches = self._evaluation[split]
+        for batch in batches:
+            pause(self._evaluation_seconds)
+            began = time.perf_counter()
             loss, correct = self._evaluate(self.state.params, self.state.stats, *batch)
             losses, answers = losses + float(loss), answers + float(correct)
-        count = len(self._dataset.test)
-        return Means(losses / count, answers / count, len(self._test_batches))
+            count += 1
+            self._evaluation_seconds = time.perf_counter() - began
+        return Means(losses / len(batches), answers / len(batches), count)
+
+    def snapshot(self) -> tuple[Any, dict[str, Any]]:
+        """All that decides how the run goes on: arrays, and facts for JSON."""
+        jax.block_until_ready(self.state)
+        clock = self.pipeline.clock
+        clock.pause()
+        key = jax.random.key_data(self._key)
+        arrays = {"state": self.state, "tally": self._tally, "key": key}
+        facts = {
+            "step": self.step,
+            "epoch": self.epoch,
+            "seconds": clock.seconds,
+            "outside": clock.outside,
+        }
+        return arrays, facts
+
+    def restore(self, arrays: Any, facts: Mapping[str, Any]) -> None:
+        """Goes back to a snapshot."""
+        arrays = jax.device_put(arrays)
+        self.state, self._tally = arrays["state"], arrays["tally"]
+        self._key = jax.random.wrap_key_data(arrays["key"])
+        self._feed.restart(self._key)
+        self.step, self.epoch = facts["step"], facts["epoch"]
+        self.pipeline.clock = EpochClock(facts["seconds"], facts["outside"])
 
     def unfinished(self) -> Means:
         """The means of an epoch that was broken off, up to where all was finite."""
         return self._tally.means(self.batch_size)
 
     def learning_rate(self) -> float:
-        """The learning rate of the last step."""
+        """The learning rate of the last step; of SWATS in its first phase."""
         first = self._config.hyperparameters.learning_rate
         assert first is not None  # completed when the command line was read
-        return first * float(jnp.asarray(self.schedule(int(self.state.step) - 1)))
+        return first * float(jnp.asarray(self.schedule(self.step - 1)))
 
     def parameter_count(self) -> int:
         """Number of trained weights."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
 
-    def _build(self) -> None:
+    def _build(
+        self, train: Split | Stream, splits: Mapping[str, Split | Stream]
+    ) -> None:
         config, dataset = self._config, self._dataset
-        init_key, augment_key = jax.random.split(jax.random.key(config.seed))
+        init_key, self._key = jax.random.split(jax.random.key(config.seed))
+        steps = config.epochs * self.steps_per_epoch
+        schedule = partial(
+            make_schedule, config.schedule, steps, decay=config.milestone_factor
+        )
+        self.schedule = schedule(config.milestones)
         graph, optimizer, self.state = init_state(
             partial(
                 MODELS[config.model],
-                channels=dataset.train.images.shape[-1],
+                channels=len(dataset.mean),
                 num_classes=dataset.num_classes,
+                dtype=jnp.dtype(config.dtype),
             ),
             partial(
                 make_optimizer,
@@ -164,29 +200,44 @@ class Trainer:
                 config.hyperparameters.given(),
                 self.schedule,
                 label_spheres,
+                sgd_schedule=schedule(config.sgd_milestones or config.milestones),
             ),
             init_key,
         )
-        self._batches = Batches(
-            *jax.device_put((dataset.train.images, dataset.train.labels)),
-            order=self._order(epoch=1),
-            key=augment_key,
-        )
-        self._test_batches = _padded_batches(dataset.test, _EVALUATION_BATCH)
-        self._step = compile_ahead(
-            make_train_step(graph, optimizer, dataset, config.augment),
-            self.state,
-            Tally.zero(),
-            self._batches,
-            donate=0,
-        )
+        self._feed = self._make_feed(train, steps)
+        step = make_train_step(graph, optimizer, dataset, self._feed.pick)
+        arguments = [self.state, Tally.zero(), self._feed.example()]
+        if self._many_steps:
+            step, arguments = repeat_step(step), [*arguments, np.int32(0)]
+        self._step = compile_ahead(step, *arguments, donate=0)
         self._finite_leaves = compile_ahead(finite_leaves, self.state.params)
+        size = min(config.eval_batch_size, max(map(len, splits.values())))
+        self._evaluation = {
+            name: EvaluationBatches(split, size) for name, split in splits.items()
+        }
         self._evaluate = compile_ahead(
             make_evaluate(graph, dataset),
             self.state.params,
             self.state.stats,
-            *self._test_batches[0],
+            *self._evaluation["test"].example(),
         )
+
+    def _make_feed(self, train: Split | Stream, steps: int) -> Feed:
+        config = self._config
+        if isinstance(train, Stream):
+            return StreamFeed(
+                train, self.batch_size, config.seed, steps, config.augment
+            )
+        augment = self._dataset.augment if config.augment else None
+        return ResidentFeed(train, self.batch_size, config.seed, self._key, augment)
+
+    def _do(self, steps: int) -> None:
+        """Hands so many steps to the device, and does not wait for them."""
+        arguments = [self.state, self._tally, self._feed.source()]
+        if self._many_steps:
+            arguments.append(np.int32(steps))
+        self.state, self._tally = self._step(*arguments)
+        self.step += steps
 
     def _check_weights(self) -> None:
         """An error if the last step left a weight that is not finite.
@@ -197,20 +248,13 @@ class Trainer:
         if not finite.all():
             leaf = self._path(int(finite.argmin()))
             raise NonFiniteError(
-                f"not finite after epoch {self.epoch}, step {self.state.step}: first"
+                f"not finite after epoch {self.epoch}, step {self.step}: first"
                 f" leaf whose weights are not finite: {leaf}"
             )
 
     def _path(self, leaf: int) -> str:
         """The path of a parameter by its place in the tree."""
         return leaves_with_paths(self.state.params)[leaf][0]
-
-    def _order(self, epoch: int) -> jax.Array:
-        """The images of each step: a function of the seed and the epoch alone."""
-        shuffle = np.random.default_rng((self._config.seed, epoch))
-        order = shuffle.permutation(len(self._dataset.train)).astype(np.int32)
-        used = self.steps_per_epoch * self.batch_size
-        return jax.device_put(order[:used].reshape(self.steps_per_epoch, -1))
 
     def _read(self, tally: Tally) -> Means:
         """Waits for a tally; an error if it has met a loss that was not finite."""
@@ -223,28 +267,7 @@ class Trainer:
                 leaf = self._path(int(tally.bad_leaf))
                 where = f"first leaf whose gradient is not finite: {leaf}"
             raise NonFiniteError(
-                f"not finite at epoch {self.epoch}, step {tally.bad_step} (batch {batch}"
-                f" of {steps}): loss {tally.bad_loss:.6g}; {where}"
+                f"not finite at epoch {self.epoch}, step {tally.bad_step} (batch"
+                f" {batch} of {steps}): loss {tally.bad_loss:.6g}; {where}"
             )
         return tally.means(self.batch_size)
-
-
-def _padded_batches(split: Split, size: int) -> list[tuple[jax.Array, ...]]:
-    """Batches of one size, for one compilation; the padding has weight 0."""
-    size = min(size, len(split))
-    batches = []
-    for start in range(0, len(split), size):
-        images = split.images[start : start + size]
-        labels = split.labels[start : start + size]
-        missing = size - len(labels)
-        weights = np.arange(size) < len(labels)
-        batches.append(
-            jax.device_put(
-                (
-                    np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))),
-                    np.pad(labels, (0, missing)),
-                    weights.astype(np.float32),
-                )
-            )
-        )
-    return batches

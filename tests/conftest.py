@@ -25,3 +25,10 @@ def strict_ranks():
     """Arrays of different ranks do not broadcast silently."""
     with jax.numpy_rank_promotion("raise"):
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_compiled_programs():
+    """Frees what a module has compiled: thousands of programs, by the end."""
+    yield
+    jax.clear_caches()

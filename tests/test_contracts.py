@@ -129,8 +129,11 @@ def test_mixed_types_in_one_tree(case, x64):
         return {d: jax.tree.map(lambda x: x.astype(wide[d]), tree[d]) for d in tree}  # noqa: B023
 
     def two_updates(params, grads):
-        first, state = optimizer.update(grads, optimizer.init(params), params)
-        return first, optimizer.update(params, state, params)[0]
+        start = optimizer.init(params)
+        first, state = optimizer.update(grads, start, params)
+        second, state = optimizer.update(params, state, params)
+        assert signature_of(state) == signature_of(start)
+        return first, second
 
     updates = two_updates(params, grads)
     exact = two_updates(widen(params), widen(grads))
@@ -145,28 +148,28 @@ def test_mixed_types_in_one_tree(case, x64):
             assert np.max(np.abs(off)) <= tolerance.get(dtype, 1e-12) * largest, dtype
 
 
+@pytest.mark.parametrize(
+    ("weight", "slope"), [(50, 300), (1, 1e-3)], ids=["large", "small"]
+)
 @each_case
-def test_sums_do_not_overflow_in_half_precision(case):
-    shape = (8, 8, 8, 4)  # 300^2 and 2048 times 300^2 are beyond float16
+def test_half_precision_far_from_one(case, weight, slope):
+    """Squares of 300 overflow float16, and sums of them; those of 1e-3 vanish."""
     rng = np.random.default_rng(0)
-    params, grads = (
-        {"conv": cases.random_leaf(rng, shape, "float16") * scale}
-        for scale in (50, 300)
+    start, gradient = (
+        {"conv": jnp.asarray(rng.choice([-1, 1], (8, 8, 8, 4)) * size, jnp.float16)}
+        for size in (weight, slope)
     )
     optimizer = case.make()
+    steps = {}
     for dtype in ("float16", "float32"):
-        x, g = (
-            jax.tree.map(lambda leaf: leaf.astype(dtype), tree)  # noqa: B023
-            for tree in (params, grads)
-        )
-        updates, state = optimizer.update(g, optimizer.init(x), x)
-        updates, state = optimizer.update(g, state, x)
+        params, grads = optax.tree.cast((start, gradient), dtype)
+        updates, state = optimizer.update(grads, optimizer.init(params), params)
+        updates, state = optimizer.update(grads, state, params)
         assert finite((updates, state))
-        if dtype == "float16":
-            half = updates
-    largest = float(jnp.max(jnp.abs(updates["conv"])))
-    off = jnp.max(jnp.abs(half["conv"].astype(jnp.float32) - updates["conv"]))
-    assert float(off) <= 4e-3 * largest
+        steps[dtype] = updates["conv"].astype(jnp.float32)
+    off = jnp.max(jnp.abs(steps["float16"] - steps["float32"]))
+    largest = float(jnp.max(jnp.abs(steps["float32"])))
+    assert float(off) <= 4e-3 * largest + 6e-8  # the smallest float16
 
 
 # ---------------------------------------------------------------- compilation
@@ -206,12 +209,13 @@ def test_buffers_can_be_donated(case):
     assert len(set(buffers)) == len(buffers), "two leaves share a buffer"
 
     step = jax.jit(cases.make_step(optimizer), donate_argnums=(0, 1))
-    expected = compiled_step(case.id)(params, state, cases.make_tree(case, 1))
+    expected = cases.make_step(optimizer)(params, state, cases.make_tree(case, 1))
+    expected = jax.tree.map(jnp.copy, expected)  # some state is handed on as it is
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a buffer that could not be reused
         moved, new_state = step(params, state, cases.make_tree(case, 1))
         assert all(x.is_deleted() for x in params.values())
-        chex.assert_trees_all_close((moved, new_state), expected, rtol=1e-5, atol=1e-6)
+        chex.assert_trees_all_close((moved, new_state), expected, rtol=2e-5, atol=1e-6)
         step(moved, new_state, cases.make_tree(case, 2))
 
 

@@ -1,5 +1,7 @@
-"""The models: shapes, and that what is labelled a sphere is one."""
+"""The models: sizes, shapes and types, and that what is labelled a sphere is one."""
 
+import functools
+from collections import Counter
 from functools import partial
 
 import jax
@@ -10,103 +12,396 @@ import pytest
 from flax import nnx
 
 import spherical_optax as so
-from experiments.models import MODELS
-from experiments.steps import init_state
+from experiments.models import MODELS, label_spheres
+from experiments.models.convnet import ConvNet
+from experiments.models.densenet import DenseNet
+from experiments.models.layers import FLAX, PYTORCH, BatchNorm, Layers, halve_by_max
+from experiments.models.resnet import ResNet
+from experiments.models.vgg import VGG
 from spherical_optax.labels import leaves_with_paths
 
+# Name: height of the images, channels, classes; parameters; convolutions by the height
+# of what they compute.
+PUBLISHED = {
+    "small_resnet": ((8, 1, 10), 77_754, {8: 3, 4: 3, 2: 3}),
+    "convnet": ((28, 1, 10), 30_274, {14: 1, 7: 1, 4: 1, 2: 1, 1: 1}),
+    "resnet20": ((32, 3, 10), 272_474, {32: 7, 16: 7, 8: 7}),
+    "resnet18": ((32, 3, 10), 11_173_962, {32: 5, 16: 5, 8: 5, 4: 5}),
+    "vgg16": ((32, 3, 10), 14_724_042, {32: 2, 16: 2, 8: 3, 4: 3, 2: 3}),
+    "densenet121": ((32, 3, 10), 6_956_298, {32: 14, 16: 25, 8: 49, 4: 32}),
+    "resnet18_imagenet": (
+        (224, 3, 1000),
+        11_689_512,
+        {112: 1, 56: 4, 28: 5, 14: 5, 7: 5},
+    ),
+}
 
-@pytest.fixture(scope="module")
-def small_resnet():
-    graph, _, state = init_state(
-        partial(MODELS["small_resnet"], channels=1, num_classes=10),
-        lambda _: optax.identity(),
-        jax.random.key(0),
+# Every architecture, with few filters.
+TINY = {
+    "resnet": partial(ResNet, widths=(4, 8), blocks=(2, 1)),
+    "resnet_large": partial(ResNet, widths=(4, 8), blocks=(1, 1), large_images=True),
+    "vgg": partial(VGG, stages=((4,), (4, 8))),
+    "densenet": partial(DenseNet, growth=3, blocks=(2, 2)),
+    "convnet": partial(ConvNet, widths=(4, 8)),
+}
+
+every_model = pytest.mark.parametrize("name", MODELS)
+every_tiny = pytest.mark.parametrize("make", TINY.values(), ids=TINY)
+both_types = pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+
+
+def split(make, key, channels=3, classes=10, dtype=jnp.float32):
+    """The model's graph, its parameters and its statistics."""
+    model = make(
+        channels=channels, num_classes=classes, rngs=nnx.Rngs(key), dtype=dtype
     )
-    # Scales and biases as after some training: at the start many terms are absent.
-    rng = np.random.default_rng(1)
-    params = jax.tree.map(
-        lambda x: x if x.ndim == 4 else x + 0.2 * rng.normal(size=x.shape).astype("f4"),
-        state.params,
-    )
-    return graph, params, state.stats
+    graph, params, stats = nnx.split(model, nnx.Param, ...)
+    return graph, nnx.as_pure(params), nnx.as_pure(stats)
 
 
-@pytest.fixture(scope="module")
-def batch():
-    images = np.random.default_rng(2).normal(size=(32, 8, 8, 1)).astype(np.float32)
-    return jnp.asarray(images), jnp.arange(32) % 10
+@functools.cache
+def abstract(make, **options):
+    """As `split`, with shapes in place of arrays."""
+    return nnx.eval_shape(partial(split, make, **options), jax.random.key(0))
 
 
-@pytest.fixture(scope="module")
-def loss(small_resnet, batch):
-    graph, _, stats = small_resnet
-    images, labels = batch
+def trained(make, length=1.0, **options):
+    """As `split`, with weights as in the midst of training, filters of that length.
 
-    @jax.jit
-    def loss(params):
-        logits = nnx.merge(graph, params, stats, copy=True)(images, train=True)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    Scales of 1 and biases of 0, as at the start, would hide what depends on them.
+    """
+    graph, params, stats = abstract(make, **options)
+    random = np.random.default_rng(0)
 
-    return loss
+    def draw(path, leaf):
+        noise, kind = random.standard_normal(leaf.shape), path[-1].key
+        if kind == "kernel":
+            fan_in = np.prod(leaf.shape[:-1])
+            return noise / np.sqrt(fan_in) * (1 if path[0].key == "head" else length)
+        return (kind == "scale") + 0.2 * noise
 
-
-def test_shapes_and_size(small_resnet, batch):
-    graph, params, stats = small_resnet
-    logits = nnx.merge(graph, params, stats, copy=True)(batch[0], train=False)
-    assert logits.shape == (32, 10)
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 77754
-
-
-def test_paths_and_labels(small_resnet):
-    _, params, _ = small_resnet
-    labels = dict(leaves_with_paths(so.label_conv_filters(params)))
-    kernels = {path for path, label in labels.items() if label == "filter"}
-    assert "stage1/block0/conv1/kernel" in kernels
-    assert kernels == {
-        path for path, leaf in leaves_with_paths(params) if leaf.ndim > 2
-    }
-    assert len(kernels) == 1 + 3 * 2 + 2  # the stem, two a block, two shortcuts
-    assert not any(kernel.replace("/kernel", "/bias") in labels for kernel in kernels)
+    params = jax.tree_util.tree_map_with_path(draw, params)
+    stats = jax.tree.map(lambda leaf: np.ones(leaf.shape), stats)
+    return graph, *jax.tree.map(jnp.asarray, (params, stats))
 
 
-def test_each_filter_is_scale_invariant(small_resnet, loss):
-    _, params, _ = small_resnet
-    expected = float(loss(params))
-    leaves, treedef = jax.tree.flatten(params)
-    for n, leaf in enumerate(leaves):
-        if leaf.ndim < 4:
-            continue
-        for channel in range(leaf.shape[-1]):
-            scaled = leaf.at[..., channel].multiply(3.0)
-            found = float(
-                loss(treedef.unflatten([*leaves[:n], scaled, *leaves[n + 1 :]]))
-            )
-            # The epsilon in batch norm leaves a trace.
-            assert found == pytest.approx(expected, rel=1e-5)
+def images_of(height=12):
+    random = np.random.default_rng(1)
+    return jnp.asarray(random.standard_normal((8, height, height, 3)))
 
 
-def test_the_head_is_not_scale_invariant(small_resnet, loss):
-    _, params, _ = small_resnet
-    scaled = jax.tree_util.tree_map_with_path(
-        lambda path, x: 3 * x if so.labels.path_string(path) == "head/kernel" else x,
+def compiled(function, *args):
+    """For a few calls: compiling it fast matters more than its speed."""
+    lowered = jax.jit(function).lower(*args)
+    return lowered.compile({"xla_backend_optimization_level": 0})
+
+
+def apply(graph, params, stats, images, train):
+    """Logits, and the statistics after them."""
+    model = nnx.merge(graph, params, stats, copy=True)
+    logits = model(images, train=train)
+    return logits, nnx.as_pure(nnx.state(model, nnx.BatchStat))
+
+
+def loss_of(logits):
+    labels = jnp.arange(len(logits)) % 10
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return losses.mean()
+
+
+def compiled_loss(graph, params, stats, images):
+    """The loss in training, a function of the parameters."""
+    return compiled(
+        lambda params: loss_of(apply(graph, params, stats, images, train=True)[0]),
         params,
     )
-    assert abs(loss(scaled) - loss(params)) > 1e-2
 
 
-def test_training_moves_the_statistics_and_evaluation_does_not(small_resnet, batch):
-    graph, params, stats = small_resnet
-    after = {}
+def leaves(tree):
+    return dict(leaves_with_paths(tree))
+
+
+def types(tree):
+    return {leaf.dtype.name for leaf in jax.tree.leaves(tree)}
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """What every convolution of the test computes, in order."""
+    outputs, call = [], nnx.Conv.__call__
+
+    def recorded(self, images):
+        outputs.append(call(self, images))
+        return outputs[-1]
+
+    monkeypatch.setattr(nnx.Conv, "__call__", recorded)
+    return outputs
+
+
+# Shapes
+
+
+@every_model
+def test_sizes_are_the_published_ones(name, computed):
+    (height, channels, classes), count, heights = PUBLISHED[name]
+    graph, params, stats = abstract(MODELS[name], channels=channels, classes=classes)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
+    images = jax.ShapeDtypeStruct((2, height, height, channels), jnp.float32)
+    forward = partial(apply, graph, train=True)
+    logits, _ = jax.eval_shape(forward, params, stats, images)
+    assert (logits.shape, logits.dtype) == ((2, classes), jnp.float32)
+    assert Counter(y.shape[1] for y in computed) == heights
+
+
+@every_model
+@pytest.mark.parametrize("height", [8, 28])
+def test_images_of_other_sizes(name, height):
+    graph, params, stats = abstract(MODELS[name], channels=1, classes=7)
+    images = jax.ShapeDtypeStruct((3, height, height, 1), jnp.float32)
+    forward = partial(apply, graph, train=False)
+    logits, _ = jax.eval_shape(forward, params, stats, images)
+    assert logits.shape == (3, 7)
+
+
+def test_paths():
+    paths = leaves(abstract(MODELS["resnet20"])[1])
+    assert "stem/kernel" in paths
+    assert "stage1/block0/conv1/kernel" in paths
+    assert "stage3/block0/shortcut_norm/scale" in paths
+    assert "head/bias" in paths
+    assert "stage4/block15/conv2/kernel" in leaves(abstract(MODELS["densenet121"])[1])
+
+
+# Scale invariance. The longer the filters, the less the epsilon in batch norm counts.
+
+
+@every_model
+def test_convolutions_are_filters_but_for_the_last_layer(name):
+    params = abstract(MODELS[name])[1]
+    labels = leaves(label_spheres(params))
+    spheres = {path for path, label in labels.items() if label == "filter"}
+    kernels = {path for path, leaf in leaves(params).items() if leaf.ndim == 4}
+    assert spheres == kernels - {"head/kernel"}
+    assert len(spheres) == sum(PUBLISHED[name][2].values()) - (name == "convnet")
+    # Batch norm would undo a bias.
+    assert not {path.replace("/kernel", "/bias") for path in spheres} & labels.keys()
+    assert "head/bias" in labels
+
+
+def loss_after_scaling(make, label):
+    """The loss, and for each filter of that label the loss with it 3 times as long."""
+    graph, params, stats = trained(make, length=1e3, dtype=jnp.float64)
+    loss = compiled_loss(graph, params, stats, images_of())
+    flat, treedef = jax.tree.flatten(params)
+    scaled = []
+    for n, found in enumerate(jax.tree.leaves(label_spheres(params))):
+        if flat[n].ndim == 4 and found == label:
+            for factors in 1 + 2 * np.eye(flat[n].shape[-1]):
+                new = [*flat[:n], flat[n] * factors, *flat[n + 1 :]]
+                scaled.append(float(loss(treedef.unflatten(new))))
+    return float(loss(params)), scaled
+
+
+@every_tiny
+@pytest.mark.usefixtures("x64")
+def test_each_filter_is_scale_invariant(make):
+    loss, scaled = loss_after_scaling(make, "filter")
+    assert len(scaled) >= 12
+    assert scaled == pytest.approx([loss] * len(scaled), rel=1e-8)
+
+
+@pytest.mark.usefixtures("x64")
+def test_no_filter_of_a_last_convolution_is_scale_invariant():
+    loss, scaled = loss_after_scaling(TINY["convnet"], "euclidean")
+    assert len(scaled) == 10
+    assert min(abs(found - loss) for found in scaled) > 1e-3
+
+
+@every_model
+@pytest.mark.usefixtures("x64")
+def test_all_filters_at_once_are_scale_invariant(name):
+    graph, params, stats = trained(MODELS[name], length=1e3, dtype=jnp.float64)
+    random = np.random.default_rng(2)
+    scaled = jax.tree.map(
+        lambda label, x: (
+            x * random.uniform(1 / 3, 3, x.shape[-1]) if label == "filter" else x
+        ),
+        label_spheres(params),
+        params,
+    )
+    loss = compiled_loss(graph, params, stats, images_of(16))
+    assert float(loss(scaled)) == pytest.approx(float(loss(params)), rel=1e-8)
+    # It would show if they were not.
+    scaled["head"]["kernel"] *= 3
+    assert abs(loss(scaled) - loss(params)) > 1e-3
+
+
+# Types
+
+
+@every_tiny
+def test_bfloat16_computes_and_float32_remembers(make, computed):
+    found = []
+    for dtype in (jnp.float32, jnp.bfloat16):
+        graph, params, stats = trained(make, dtype=dtype)
+        assert types(abstract(make, dtype=dtype)[1:]) == {"float32"}
+        forward = compiled(
+            partial(apply, graph, train=True), params, stats, images_of()
+        )
+        found.append(forward(params, stats, images_of()))
+        assert types(found[-1]) == {"float32"}
+        if make is TINY["convnet"]:
+            assert types(computed.pop()) == {"float32"}  # the logits
+        assert types(computed) == {jnp.dtype(dtype).name}
+        computed.clear()
+    (exact, exact_stats), (rounded, rounded_stats) = found
+    assert not jnp.array_equal(exact, rounded)
+    assert float(loss_of(rounded)) == pytest.approx(float(loss_of(exact)), rel=2e-2)
+    for x, y in zip(*map(jax.tree.leaves, (exact_stats, rounded_stats)), strict=True):
+        assert jnp.abs(x - y).max() < 0.02 * jnp.abs(x).max()
+
+
+# Training
+
+
+@every_tiny
+@both_types
+def test_steps_of_training(make, dtype):
+    graph, params, stats = trained(make, dtype=dtype)
+    optimizer = so.adamsrt(1e-2, labels=label_spheres(params))
+
+    def step(params, stats, state):
+        def loss_fn(params):
+            logits, after = apply(graph, params, stats, images_of(), train=True)
+            return loss_of(logits), after
+
+        (loss, after), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), after, state, loss
+
+    state, before, losses = optimizer.init(params), params, []
+    step = compiled(step, params, stats, state)
+    for _ in range(5):
+        params, stats, state, loss = step(params, stats, state)
+        losses.append(loss)
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((params, stats)))
+    assert types((params, stats)) == {"float32"}
+    assert losses[-1] < losses[0]
+    after = leaves(params)
+    assert [p for p, leaf in leaves(before).items() if (leaf == after[p]).all()] == []
+
+
+@every_tiny
+def test_training_moves_the_statistics_and_evaluation_does_not(make):
+    graph, params, stats = trained(make)
+    before = leaves(stats)
     for train in (True, False):
-        model = nnx.merge(graph, params, stats, copy=True)
-        model(batch[0], train=train)
-        after[train] = nnx.as_pure(nnx.state(model, nnx.BatchStat))
+        forward = compiled(
+            partial(apply, graph, train=train), params, stats, images_of()
+        )
+        _, stats_after = forward(params, stats, images_of())
+        moved = {
+            p: bool((x != before[p]).any()) for p, x in leaves(stats_after).items()
+        }
+        assert set(moved.values()) == {train}
 
-    def changed(tree):
-        return [
-            not jnp.array_equal(x, y)
-            for x, y in zip(jax.tree.leaves(tree), jax.tree.leaves(stats), strict=True)
-        ]
 
-    assert all(changed(after[True]))
-    assert not any(changed(after[False]))
+@every_tiny
+def test_an_image_is_judged_alone_in_evaluation(make):
+    graph, params, stats = trained(make)
+    forward = jax.jit(partial(apply, graph, train=False))
+    together, _ = forward(params, stats, images_of())
+    alone, _ = forward(params, stats, images_of()[:1])
+    np.testing.assert_allclose(alone, together[:1], rtol=1e-4, atol=1e-5)
+
+
+# Layers
+
+
+@pytest.mark.parametrize("train", [True, False])
+@both_types
+def test_batch_norm_agrees_with_flax(train, dtype):
+    x = (3 * images_of() + 1).astype(dtype)
+    ours, theirs = (
+        kind(3, momentum=0.9, rngs=nnx.Rngs(0)) for kind in (BatchNorm, nnx.BatchNorm)
+    )
+    for norm in (ours, theirs):
+        norm.scale.set_value(jnp.array([0.5, 1.0, 2.0]))
+        norm.bias.set_value(jnp.array([-1.0, 0.0, 1.0]))
+        norm.mean.set_value(jnp.array([0.1, 0.2, 0.3]))
+    y, expected = ours(x, train=train), theirs(x, use_running_average=not train)
+    assert (y.dtype, expected.dtype) == (dtype, jnp.float32)
+    # Nothing but the outcome is rounded.
+    rounding = 2**-8 if dtype == jnp.bfloat16 else 1e-5
+    np.testing.assert_allclose(
+        y.astype(jnp.float32), expected, rtol=rounding, atol=1e-5
+    )
+    state, expected_state = leaves(nnx.state(ours)), leaves(nnx.state(theirs))
+    assert state.keys() == expected_state.keys()
+    for path, leaf in state.items():
+        np.testing.assert_allclose(leaf, expected_state[path], rtol=1e-5)
+
+
+def test_layers_are_those_of_pytorch():
+    layers = Layers(nnx.Rngs(0))
+    norm = layers.batch_norm(4)
+    assert (norm.momentum, norm.epsilon) == (0.9, 1e-5)
+    # Both sides are padded alike.
+    conv = layers.conv(1, 1, 3, stride=2)
+    conv.kernel.set_value(jnp.ones((3, 3, 1, 1)))
+    corners = conv(jnp.ones((1, 4, 4, 1)))[0, :, :, 0]
+    np.testing.assert_array_equal(corners, [[4, 6], [6, 9]])
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "fan_in", "bound", "variance"),
+    [
+        ("resnet20", "stage2/block1/conv1/kernel", 9 * 32, 1, 1 / 3),
+        ("vgg16", "stage2/conv1/kernel", 9 * 64, 1, 1 / 3),
+        ("resnet18", "head/kernel", 512, 1, 1 / 3),
+        ("vgg16", "head/bias", 512, 1, 1 / 3),
+        ("convnet", "conv4/kernel", 9 * 32, 10, 2 / 1.01),
+        ("convnet", "head/bias", 9 * 64, 1, 1 / 3),
+        ("small_resnet", "stage3/block0/conv2/kernel", 9 * 64, 4, 2),
+    ],
+)
+def test_initial_weights(name, path, fan_in, bound, variance):
+    keys = jax.random.split(jax.random.key(0), 100 if path == "head/bias" else 1)
+    draw = compiled(lambda key: leaves(split(MODELS[name], key)[1])[path], keys[0])
+    scaled = np.stack([draw(key) for key in keys]) * np.sqrt(fan_in)
+    assert np.abs(scaled).max() <= bound
+    assert scaled.var() == pytest.approx(variance, rel=0.1)
+    assert scaled.mean() == pytest.approx(0, abs=0.1)
+
+
+@pytest.mark.parametrize("size", [(2, 2), (1, 3)])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("defaults", [PYTORCH, FLAX], ids=["pytorch", "flax"])
+def test_kernels_larger_than_the_image(size, stride, defaults):
+    conv = Layers(nnx.Rngs(0), defaults=defaults).conv(3, 5, 3, stride)
+    x = jnp.asarray(
+        np.random.default_rng(0).standard_normal((2, *size, 3)), jnp.float32
+    )
+    plain = nnx.clone(conv)
+    plain.conv_general_dilated = jax.lax.conv_general_dilated
+    grads = nnx.grad(lambda conv, x: jnp.sum(jnp.sin(conv(x))), argnums=(0, 1))
+    for y, expected in zip(
+        jax.tree.leaves((conv(x), grads(conv, x))),
+        jax.tree.leaves((plain(x), grads(plain, x))),
+        strict=True,
+    ):
+        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(4, 4), (3, 5), (1, 1), (1, 6)])
+def test_halve_by_max_agrees_with_max_pool(size):
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, *size, 3)))
+
+    def pool(x):
+        return nnx.max_pool(x, (2, 2), (2, 2), padding="SAME")
+
+    np.testing.assert_array_equal(halve_by_max(x), pool(x))
+    grads = [
+        jax.grad(lambda x, f=f: (f(x) ** 2).sum())(x) for f in (halve_by_max, pool)
+    ]
+    np.testing.assert_allclose(*grads, rtol=1e-6)

@@ -9,12 +9,12 @@ from flax import nnx
 
 from experiments.data import Dataset, Split
 from experiments.steps import (
-    Batches,
     Tally,
     compile_ahead,
     init_state,
     make_evaluate,
     make_train_step,
+    repeat_step,
 )
 
 MARK = 255  # an image with it makes one gradient, or the loss, not finite
@@ -48,7 +48,7 @@ def make_dataset(marked_image=None):
     return Dataset("toy", 3, split, split, (0.0,), (1.0,), lambda key, images: images)
 
 
-def train(breaks, marked_image, steps):
+def train(breaks, marked_image, steps, in_one_call=False):
     """The tally after some steps of four images, in their order."""
     dataset = make_dataset(marked_image)
     graph, optimizer, state = init_state(
@@ -56,18 +56,24 @@ def train(breaks, marked_image, steps):
         lambda _: optax.sgd(0.01),
         jax.random.key(0),
     )
-    batches = Batches(
-        jnp.asarray(dataset.train.images),
-        jnp.asarray(dataset.train.labels),
-        jnp.arange(12).reshape(3, 4),
-        jax.random.key(1),
+    batches = (
+        jnp.asarray(dataset.train.images).reshape(3, 4, 2, 2, 1),
+        jnp.asarray(dataset.train.labels).reshape(3, 4),
     )
-    step = make_train_step(graph, optimizer, dataset, augment=True)
+    step = make_train_step(graph, optimizer, dataset, pick)
     tally = Tally.zero()
+    if in_one_call:
+        step = compile_ahead(repeat_step(step), state, tally, batches, np.int32(0))
+        return step(state, tally, batches, np.int32(steps))[1]
     step = compile_ahead(step, state, tally, batches, donate=0)
     for _ in range(steps):
         state, tally = step(state, tally, batches)
     return tally
+
+
+def pick(batches, step):
+    images, labels = batches
+    return images[step % 3], labels[step % 3]
 
 
 def test_tally_counts_finite_batches():
@@ -77,6 +83,14 @@ def test_tally_counts_finite_batches():
     assert means.batches == 3
     assert means.accuracy == int(tally.correct) / 12
     assert means.loss == pytest.approx(float(tally.loss) / 3)
+
+
+@pytest.mark.parametrize("marked_image", [None, 6])
+def test_steps_in_one_call_are_the_steps(marked_image):
+    one_by_one = train("gradient", marked_image, steps=5)
+    at_once = train("gradient", marked_image, steps=5, in_one_call=True)
+    for one, other in zip(one_by_one, at_once, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
 @pytest.mark.parametrize("steps_after", [0, 1, 2])

@@ -120,7 +120,7 @@ def test_config_repeats_the_run_to_the_last_bit(tmp_path):
     assert all(float(rate) > 0 for _, _, rate in rows)
 
 
-def test_what_changes_the_numbers_and_what_does_not(train, monkeypatch, tmp_path):
+def test_what_changes_the_numbers_and_what_does_not(train, tmp_path):
     def numbers(name, *options):
         assert train("--epochs", "1", *options, folder=tmp_path / name)[0] == 0
         return results(tmp_path / name)[0]
@@ -128,8 +128,7 @@ def test_what_changes_the_numbers_and_what_does_not(train, monkeypatch, tmp_path
     base = numbers("base")
     assert numbers("seed", "--seed", "1")["test_loss"] != base["test_loss"]
     assert numbers("plain", "--no-augment")["train_loss"] != base["train_loss"]
-    monkeypatch.setattr(trainer, "_EVALUATION_BATCH", 100)
-    batches = numbers("batches")
+    batches = numbers("batches", "--eval-batch-size", "100")
     assert batches.pop("test_loss") == pytest.approx(base.pop("test_loss"), rel=1e-5)
     assert batches == base
 
@@ -293,7 +292,7 @@ def test_ctrl_c_ends_cleanly_and_keeps_the_metrics(tmp_path):
     last = out.splitlines()[-1]
     assert last.startswith(f"interrupted after {len(epochs)} of 5000 epochs: test")
     assert summary_of(folder)["status"] == "interrupted"
-    assert {path.name for path in folder.iterdir()} == FILES
+    assert {path.name for path in folder.iterdir()} == FILES | {"checkpoints"}
 
 
 def test_ctrl_c_before_the_first_step(train, monkeypatch, capsys):

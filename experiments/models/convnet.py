@@ -57,6 +57,6 @@ class ConvNet(nnx.Module):
         x = images
         for n in range(1, self.depth + 1):
             conv, norm = getattr(self, f"conv{n}"), getattr(self, f"norm{n}")
-            x = norm(conv(x), use_running_average=not train)
+            x = norm(conv(x), train=train)
             x = nnx.leaky_relu(x, _SLOPE) - _SHIFT
         return mean_over_space(self.head(x))

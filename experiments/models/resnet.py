@@ -66,7 +66,7 @@ class ResNet(nnx.Module):
 
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Images (batch, height, width, channel) to logits (batch, class)."""
-        x = nnx.relu(self.stem_norm(self.stem(images), use_running_average=not train))
+        x = nnx.relu(self.stem_norm(self.stem(images), train=train))
         if self.pools:
             x = nnx.max_pool(x, (3, 3), (2, 2), padding=_MARGIN)
         for s, depth in enumerate(self.blocks, start=1):
@@ -91,9 +91,8 @@ class BasicBlock(nnx.Module):
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Features (batch, height, width, channel) to features."""
-        stored = not train  # evaluation uses the stored statistics
-        y = nnx.relu(self.norm1(self.conv1(x), use_running_average=stored))
-        y = self.norm2(self.conv2(y), use_running_average=stored)
+        y = nnx.relu(self.norm1(self.conv1(x), train=train))
+        y = self.norm2(self.conv2(y), train=train)
         if self.has_shortcut:
-            x = self.shortcut_norm(self.shortcut(x), use_running_average=stored)
+            x = self.shortcut_norm(self.shortcut(x), train=train)
         return nnx.relu(x + y)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from experiments.models.layers import Layers, mean_over_space
+from experiments.models.layers import Layers, halve_by_max, mean_over_space
 
 
 class VGG(nnx.Module):
@@ -55,10 +55,7 @@ class VGG(nnx.Module):
         for s, depth in enumerate(self.depths, start=1):
             stage = getattr(self, f"stage{s}")
             for n in range(1, depth + 1):
-                x = stage[f"norm{n}"](
-                    stage[f"conv{n}"](x), use_running_average=not train
-                )
-                x = nnx.relu(x)
-            # Padded, so that something is left of images smaller than 32x32.
-            x = nnx.max_pool(x, (2, 2), (2, 2), padding="SAME")
+                conv, norm = stage[f"conv{n}"], stage[f"norm{n}"]
+                x = nnx.relu(norm(conv(x), train=train))
+            x = halve_by_max(x)
         return self.head(mean_over_space(x))

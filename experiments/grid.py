@@ -1,0 +1,188 @@
+"""A grid of runs, optimizers by seeds, in one folder: what is done and what is left."""
+
+import json
+import math
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments import errors
+from experiments.config import Config, parse, to_json
+from experiments.errors import UsageError, check_name
+from experiments.launch import COMPILED, LOCKS, LOGS, Outcome, Signals, run_training
+from experiments.optimizers import OPTIMIZERS, flag
+from experiments.results import INCOMPLETE, UnreadableRunError, read_run
+from experiments.runs import CONFIG
+
+NEW, DAMAGED = "new", "damaged"
+EXIT_LEFT = 75  # there is more to do: EX_TEMPFAIL of sysexits.h
+STOPPED = (errors.EXIT_INTERRUPTED,)
+"""Exit codes of a run that was stopped, and saved what it had."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a grid.
+
+    Attributes:
+      optimizer: as it was asked for: ``adam`` or ``swats:switch=local``.
+      config: all of its options.
+      args: of the training command, without those that say where the run goes.
+      folder: where it goes.
+    """
+
+    optimizer: str
+    config: Config
+    args: Sequence[str]
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """How it is called."""
+        return f"{self.optimizer} seed {self.config.seed}"
+
+    @property
+    def lock(self) -> Path:
+        """The file whose lock is the claim on it."""
+        return self.folder.parent / LOCKS / self.folder.name
+
+    @property
+    def log(self) -> Path:
+        """What it wrote to stderr."""
+        return self.folder.parent / LOGS / f"{self.folder.name}.err"
+
+    def state(self) -> tuple[str, str]:
+        """``NEW``, ``DAMAGED``, or the state of the run; and what to say of it."""
+        if not (self.folder / CONFIG).exists():
+            return NEW, ""
+        try:
+            run = read_run(self.folder)
+        except UnreadableRunError as error:
+            return DAMAGED, f"{self.folder}: {error}; delete it to run it again"
+        return run.state, run.detail
+
+    def check_settings(self) -> None:
+        """Checks that a run in the folder is the one that was asked for.
+
+        Raises:
+          UsageError: it has other settings.
+        """
+        try:
+            record = json.loads((self.folder / CONFIG).read_text())["config"]
+            there = _flat({**to_json(Config()), **record})
+        except (OSError, ValueError, LookupError, TypeError):
+            return  # new, or damaged, which is not for here to say
+        asked = _flat(json.loads(json.dumps(to_json(self.config))))
+        for name in {**asked, **there}:
+            if there.get(name) != asked.get(name):
+                raise UsageError(
+                    f"{self.folder}: has a run with {flag(name)} {there.get(name)}, not"
+                    f" {asked.get(name)}; choose another --out"
+                )
+
+
+def run_job(
+    job: Job,
+    lock: int,
+    signals: Signals,
+    seconds: float,
+    *,
+    quiet: bool = False,
+    keep_on: Callable[[], bool] = lambda: True,
+) -> Outcome:
+    """Trains a job from where it stands.
+
+    Args:
+      job: new, or incomplete.
+      lock: descriptor of the claim on it.
+      signals: passes signals on to it.
+      seconds: that it has; infinity for all it needs.
+      quiet: put away what it prints.
+      keep_on: asked several times a second; once it says no, the training is ended.
+    """
+    args = [*job.args, f"--out={job.folder}"]
+    if job.state()[0] == INCOMPLETE:
+        args.append("--resume")
+    if seconds < math.inf:
+        args.append(f"--time-limit={seconds:.0f}s")
+    compiled = job.folder.parent / COMPILED
+    return run_training(
+        args,
+        lock,
+        job.log,
+        compiled,
+        signals,
+        seconds=seconds,
+        quiet=quiet,
+        keep_on=keep_on,
+    )
+
+
+def plan(
+    optimizers: Sequence[str], seeds: Sequence[int], options: Sequence[str], out: Path
+) -> list[Job]:
+    """All runs of a grid, seed by seed, checked before the first one begins.
+
+    Args:
+      optimizers: names, with options of their own as in ``swats:switch=local``.
+      seeds: of each of them.
+      options: of the training command, the same for all.
+      out: the folder of the grid.
+
+    Raises:
+      UsageError: an option cannot be used, or a run that is there has other settings.
+    """
+    jobs = []
+    for seed in seeds:
+        for optimizer in optimizers:
+            args = [*options, *_optimizer_args(optimizer), f"--seed={seed}"]
+            folder = out / f"{optimizer.replace(':', '-')}-seed{seed}"
+            job = Job(optimizer, parse([*args, "--out", str(folder)]), args, folder)
+            job.check_settings()
+            jobs.append(job)
+    return jobs
+
+
+def published_optimizers(dataset: str, model: str) -> list[str]:
+    """Those with published hyperparameters for a data set and a model."""
+    file = Path(__file__).with_name("hyperparameters.toml")
+    table = tomllib.loads(file.read_text())
+    return list(table.get(dataset, {}).get(model, {}))
+
+
+def choose_optimizers(
+    names: Sequence[str], protocol: str | None, dataset: str, model: str
+) -> list[str]:
+    """Spells out ``all``: what the protocol is published for; without one, every name.
+
+    Raises:
+      UsageError: an optimizer is unknown, named twice, or not one of the protocol.
+    """
+    names = [part for name in names for part in name.split(",") if part]
+    if names == ["all"]:
+        if protocol == "swats":
+            return ["swats:switch=local", "swats:switch=global", "adabound"]
+        if protocol == "spherical":
+            return published_optimizers(dataset, model)
+        return list(OPTIMIZERS)
+    for name in names:
+        check_name("--optimizers", name.split(":")[0], ["all", *OPTIMIZERS])
+    if not names or "all" in names or len(set(names)) < len(names):
+        raise UsageError(f"--optimizers: all, or names once each, got {names}")
+    return names
+
+
+def _optimizer_args(text: str) -> list[str]:
+    """``swats:switch=local`` as options of the training command."""
+    name, *options = text.split(":")
+    if not all("=" in option for option in options):
+        raise UsageError(f"--optimizers: NAME:OPTION=VALUE..., got {text!r}")
+    pairs = [option.split("=", 1) for option in options]
+    return [f"--optimizer={name}", *(f"{flag(n)}={value}" for n, value in pairs)]
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    rest = {name: v for name, v in config.items() if name != "hyperparameters"}
+    return {**rest, **config["hyperparameters"]}

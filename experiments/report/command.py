@@ -1,0 +1,205 @@
+"""Writes a report of runs: tables, figures, and which published claims hold in them.
+
+    python -m experiments.report RUNS
+
+RUNS are folders with runs in them, at any depth. What is written, into RUNS/report or
+``--out``: report.md and report.html (one file, figures included), figures/ (PNG and
+SVG), results.json (every number of the tables), runs.csv, curves.csv.
+
+Only finished runs count. Runs with different settings stand in different rows or
+tables; what differs is said. Exit codes: 0 written; 1 something broke; 2 an option or
+a folder cannot be used.
+"""
+
+import datetime
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from experiments.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE, UsageError
+from experiments.report import text
+from experiments.report.figures import (
+    TEST_ERROR,
+    TRAINING_LOSS,
+    draw_accuracies,
+    draw_curves,
+    draw_findings,
+)
+from experiments.report.page import (
+    Block,
+    Heading,
+    Paragraph,
+    Picture,
+    to_html,
+    to_markdown,
+)
+from experiments.report.published import judge_claims, published_figure
+from experiments.report.tables import Section, write_curves, write_results, write_runs
+from experiments.results import COMMANDS, Column, Run, columns_of, differing, find_runs
+
+FIGURES = "figures"
+_KINDS = ("accuracy", "error", "loss", "claims")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of ``python -m experiments.report``."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders with runs in them, at any depth."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Where the report goes; by default the folder report in the first of RUNS."""
+    title: str = "Report of runs"
+    """Its heading."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """The command: returns its exit code."""
+    try:
+        options = tyro.cli(
+            Options, prog="python -m experiments.report", description=__doc__, args=args
+        )
+        if not options.runs:
+            raise UsageError("RUNS: name at least one folder with runs in it")
+        out = options.out or options.runs[0] / "report"
+        print(write_report(options.runs, out, options.title))
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    return EXIT_FINISHED
+
+
+def write_report(folders: Sequence[Path], out: Path, title: str) -> str:
+    """Reads the runs and writes the report; returns what to tell the user.
+
+    Raises:
+      UsageError: a folder is missing, or there is no run in any.
+    """
+    runs, unreadable = find_runs(folders)
+    if not runs and not unreadable:
+        raise UsageError(f"RUNS {' '.join(map(str, folders))}: no run in it")
+    columns = columns_of(runs)
+    out.mkdir(parents=True, exist_ok=True)
+    _delete_figures(out)
+    sections = [_section(column, columns) for column in columns]
+    states = text.count_states(columns, len(unreadable))
+    day = datetime.datetime.now(datetime.UTC).date()
+    blocks: list[Block] = [
+        Heading(1, title),
+        Paragraph(f"{states}. Written on {day} by python -m experiments.report."),
+    ]
+    for section in sections:
+        blocks += _section_blocks(section, out)
+    blocks += [Heading(2, "Runs that do not count")]
+    blocks += text.left_out_blocks(columns, unreadable)
+    (out / "report.md").write_text(to_markdown(blocks))
+    (out / "report.html").write_text(to_html(blocks, out))
+    write_results(sections, states, out / "results.json")
+    write_runs(runs, out / "runs.csv")
+    write_curves(runs, out / "curves.csv")
+    return f"{states}\n{out / 'report.html'}\n{out / 'report.md'}"
+
+
+def _delete_figures(out: Path) -> None:
+    """Deletes the figures of an earlier report, and nothing else."""
+    for kind in _KINDS:
+        for ending in ("png", "svg"):
+            for path in (out / FIGURES).glob(f"*-{kind}.{ending}"):
+                path.unlink()
+
+
+def _section(column: Column, columns: Sequence[Column]) -> Section:
+    config = column.config
+    title = f"{text.dataset_title(config['dataset'])}, {config['model']}"
+    alike = [
+        other.config
+        for other in columns
+        if (other.config["dataset"], other.config["model"])
+        == (config["dataset"], config["model"])
+    ]
+    different = {name: config.get(name) for name in differing(alike)}
+    if different:
+        title += f", {text.settings_line(different)}"
+    number = columns.index(column)
+    slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:60]
+    return Section(
+        column,
+        title,
+        slug if not different else f"{slug}-{number}",
+        [published_figure(setting) for setting in column.settings],
+        judge_claims(column),
+        text.provenance(column.runs, _commands(column.runs)),
+    )
+
+
+def _section_blocks(section: Section, out: Path) -> list[Block]:
+    """One table of the report, with its figures and its claims."""
+    column = section.column
+    blocks: list[Block] = [
+        Heading(2, section.title),
+        Paragraph(f"Settings: {text.settings_line(column.config)}."),
+        Heading(3, "Test accuracy"),
+        *text.accuracy_blocks(column, section.published),
+    ]
+    if any(setting.finished for setting in column.settings):
+        blocks += _figures(section, out)
+    blocks += [Heading(3, "Published claims, in these runs")]
+    blocks += text.claim_blocks(section.findings)
+    if any(finding.contrast for finding in section.findings):
+        stem = f"{FIGURES}/{section.slug}-claims"
+        draw_findings(section.findings, out / stem)
+        alt = "Differences of mean accuracies with intervals; the table has the numbers"
+        blocks.append(Picture(stem, alt, _caption(section, "Claims that were judged.")))
+    blocks += [Heading(3, "Where these numbers come from")]
+    return blocks + text.provenance_blocks(section.origin)
+
+
+def _figures(section: Section, out: Path) -> list[Block]:
+    stem = f"{FIGURES}/{section.slug}"
+    draw_accuracies(section.column, section.published, out / f"{stem}-accuracy")
+    blocks: list[Block] = [
+        Picture(
+            f"{stem}-accuracy",
+            "Test accuracy of each optimizer, best first; the table has the numbers",
+            _caption(section, "Test accuracy of every seed, and mean and deviation."),
+        )
+    ]
+    if section.column.config["epochs"] == 1:
+        return blocks
+    for quantity, name in ((TEST_ERROR, "error"), (TRAINING_LOSS, "loss")):
+        draw_curves(section.column, quantity, out / f"{stem}-{name}")
+        words = f"{quantity.split(' (')[0].capitalize()} over the epochs"
+        words += ", mean over seeds, in a band of one standard deviation; in grey, the"
+        blocks.append(
+            Picture(
+                f"{stem}-{name}",
+                f"{quantity} over the epochs, a panel for each optimizer",
+                _caption(section, f"{words} range of all means."),
+            )
+        )
+    return blocks
+
+
+def _caption(section: Section, what: str) -> str:
+    counts = sorted({s.accuracy.n for s in section.column.settings if s.finished})
+    seeds = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
+    origin = section.origin
+    return (
+        f"{what} {section.title}; n = {seeds} for each optimizer; {origin.hardware};"
+        f" {origin.dates}; {origin.commands[0]}"
+    )
+
+
+def _commands(runs: Iterable[Run]) -> list[str]:
+    """The commands of the grids that the runs lie in."""
+    files = dict.fromkeys(run.path.parent / COMMANDS for run in runs)
+    lines = [line for f in files if f.exists() for line in f.read_text().splitlines()]
+    return list(dict.fromkeys(lines))

@@ -1,0 +1,298 @@
+"""Reads run folders: what was run, what came of it, and what belongs together.
+
+Two runs belong to one setting when their ``config.json`` differ in the seed alone, and
+to one column when they differ in the seed and the optimizer alone.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from experiments.errors import UsageError
+from experiments.report.stats import Sample, describe
+from experiments.runs import CONFIG, METRICS, SUMMARY
+
+FINISHED, NOT_FINITE, INCOMPLETE = "finished", "not finite", "incomplete"
+COMMANDS = "commands.txt"
+"""Beside the runs of a grid: the commands that made them, one a line."""
+_OF_THE_ROW = ("optimizer", "hyperparameters")
+_ALWAYS = {
+    "dataset": str,
+    "model": str,
+    "optimizer": str,
+    "epochs": int,
+    "seed": int,
+    "hyperparameters": dict,
+}
+"""Options that every run has."""
+
+
+class UnreadableRunError(Exception):
+    """A run folder that cannot be read; the message says what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder.
+
+    Attributes:
+      path: the folder.
+      record: all of ``config.json``.
+      lines: of ``metrics.jsonl``, for the epochs 1, 2, ...
+      summary: ``summary.json``; empty where the run never ended.
+    """
+
+    path: Path
+    record: Mapping[str, Any]
+    lines: Sequence[Mapping[str, Any]]
+    summary: Mapping[str, Any]
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The options of the run."""
+        return self.record["config"]
+
+    @property
+    def seed(self) -> int:
+        """The seed."""
+        return self.config["seed"]
+
+    @property
+    def state(self) -> str:
+        """``FINISHED`` only if every epoch is there and the last one is finite."""
+        status = self.summary.get("status")
+        if status == NOT_FINITE:
+            return NOT_FINITE
+        all_there = len(self.lines) == self.config["epochs"]
+        if status == FINISHED and all_there:
+            return FINISHED if math.isfinite(self.accuracy) else NOT_FINITE
+        return INCOMPLETE
+
+    @property
+    def detail(self) -> str:
+        """What to say of a run that is not finished."""
+        reached = f"{len(self.lines)} of {self.config['epochs']} epochs"
+        message = self.summary.get("message")
+        return f"{reached}; {message}" if message else reached
+
+    @cached_property
+    def selected(self) -> Mapping[str, Any]:
+        """The epoch that counts: best on the validation split; without one, the last.
+
+        The test is never what an epoch is chosen by.
+        """
+        if all(is_number(line.get("validation_accuracy")) for line in self.lines):
+            return max(self.lines, key=lambda line: line["validation_accuracy"])
+        return self.lines[-1]
+
+    @property
+    def accuracy(self) -> float:
+        """Test accuracy of the selected epoch, in percent; NaN where there is none."""
+        value = self.selected["test_accuracy"] if self.lines else None
+        return 100 * value if is_number(value) else math.nan
+
+    @property
+    def validated(self) -> bool:
+        """Whether a validation split chose the epoch."""
+        return "validation_accuracy" in self.selected
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Runs that differ in the seed alone; a row of a table.
+
+    Attributes:
+      config: the options, without the seed.
+      runs: one for each seed, by seed, finished or not.
+      repeats: runs of a seed that another run has: they do not count.
+    """
+
+    config: Mapping[str, Any]
+    runs: Sequence[Run]
+    repeats: Sequence[Run]
+
+    @property
+    def optimizer(self) -> str:
+        """The name of the optimizer."""
+        return self.config["optimizer"]
+
+    @property
+    def hyperparameters(self) -> Mapping[str, Any]:
+        """The optimizer's options."""
+        return self.config["hyperparameters"]
+
+    @property
+    def finished(self) -> list[Run]:
+        """The runs that count."""
+        return [run for run in self.runs if run.state == FINISHED]
+
+    @cached_property
+    def accuracy(self) -> Sample:
+        """Test accuracy in percent over the runs that count."""
+        return describe(run.accuracy for run in self.finished)
+
+
+@dataclass(frozen=True)
+class Column:
+    """Settings that differ in the optimizer alone; one table.
+
+    Attributes:
+      config: the options that all share.
+      settings: the rows.
+      labels: of each setting: the optimizer, and what tells two of one apart.
+    """
+
+    config: Mapping[str, Any]
+    settings: Sequence[Setting]
+    labels: Sequence[str]
+
+    @property
+    def runs(self) -> list[Run]:
+        """All runs but repeats."""
+        return [run for setting in self.settings for run in setting.runs]
+
+
+def find_runs(folders: Iterable[Path]) -> tuple[list[Run], list[tuple[Path, str]]]:
+    """All runs in and under the folders, and what could not be read, with the reason.
+
+    Raises:
+      UsageError: a folder does not exist.
+    """
+    runs, unreadable = [], []
+    for path in _run_folders(folders):
+        try:
+            runs.append(read_run(path))
+        except UnreadableRunError as error:
+            unreadable.append((path, str(error)))
+    return runs, unreadable
+
+
+def read_run(path: Path) -> Run:
+    """Reads a run folder.
+
+    Raises:
+      UnreadableRunError: it is damaged.
+    """
+    record = _read_json(path / CONFIG)
+    config = record.get("config")
+    if not isinstance(config, dict) or any(
+        not isinstance(config.get(name), kind) for name, kind in _ALWAYS.items()
+    ):
+        raise UnreadableRunError(f"{CONFIG} is not that of a run")
+    summary = _read_json(path / SUMMARY) if (path / SUMMARY).exists() else {}
+    return Run(path, record, _read_lines(path / METRICS), summary)
+
+
+def columns_of(runs: Iterable[Run]) -> list[Column]:
+    """Sorts runs into columns and settings, whatever folders they lie in."""
+    by_setting: dict[str, list[Run]] = {}
+    for run in runs:
+        by_setting.setdefault(_key(_without(run.config, ["seed"])), []).append(run)
+    by_column: dict[str, list[Setting]] = {}
+    for group in by_setting.values():
+        setting = _setting(group)
+        shared = _without(setting.config, _OF_THE_ROW)
+        by_column.setdefault(_key(shared), []).append(setting)
+    columns = []
+    for _, settings in sorted(by_column.items()):
+        settings = sorted(settings, key=lambda s: (s.optimizer, _key(s.config)))
+        shared = _without(settings[0].config, _OF_THE_ROW)
+        columns.append(Column(shared, settings, _labels(settings)))
+    return columns
+
+
+def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of the options that are not the same in all."""
+    names = dict.fromkeys(name for config in configs for name in config)
+    return [n for n in names if len({_key(c.get(n)) for c in configs}) > 1]
+
+
+def _setting(group: Sequence[Run]) -> Setting:
+    """Of two runs of one seed the finished one counts, or the first by name."""
+    ordered = sorted(group, key=lambda r: (r.seed, r.state != FINISHED, str(r.path)))
+    first: dict[int, Run] = {}
+    repeats = [run for run in ordered if first.setdefault(run.seed, run) is not run]
+    return Setting(_without(group[0].config, ["seed"]), list(first.values()), repeats)
+
+
+def _labels(settings: Sequence[Setting]) -> list[str]:
+    labels = []
+    for setting in settings:
+        same = [s for s in settings if s.optimizer == setting.optimizer]
+        options = differing([s.hyperparameters for s in same])
+        values = [f"{o}={setting.hyperparameters.get(o)}" for o in options]
+        labels.append(" ".join([setting.optimizer, *values]))
+    return labels
+
+
+def _run_folders(folders: Iterable[Path]) -> Iterator[Path]:
+    """Folders with a file of a run in them, each once, in the order of their names."""
+    seen = set()
+    for top in folders:
+        if not top.is_dir():
+            raise UsageError(f"RUNS {top}: not a folder")
+        for path, subfolders, files in os.walk(top):
+            subfolders[:] = sorted(s for s in subfolders if not s.startswith("."))
+            if not {CONFIG, METRICS, SUMMARY}.isdisjoint(files):
+                subfolders.clear()
+                if (place := Path(path).resolve()) not in seen:
+                    seen.add(place)
+                    yield Path(path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UnreadableRunError(f"{path.name} is missing") from None
+    except OSError as error:
+        raise UnreadableRunError(f"{path.name}: {error.strerror}") from None
+    except ValueError:
+        raise UnreadableRunError(f"{path.name} is not JSON") from None
+    if not isinstance(record, dict):
+        raise UnreadableRunError(f"{path.name} is not a JSON object")
+    return record
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """The epochs so far; a last line that a kill cut short is left out."""
+    try:
+        texts = path.read_text().split("\n") if path.exists() else [""]
+    except (OSError, ValueError):
+        raise UnreadableRunError(f"{path.name} cannot be read") from None
+    lines = []
+    for number, text in enumerate(texts[:-1], 1):  # what follows the last newline
+        try:
+            line = json.loads(text)
+        except ValueError:
+            line = None
+        if not _is_epoch(line, number):
+            raise UnreadableRunError(f"{path.name}: line {number} is not that epoch's")
+        lines.append(line)
+    return lines
+
+
+def _is_epoch(line: Any, number: int) -> bool:
+    """Whether it is the line of an epoch; a number that was not finite is None."""
+    if not isinstance(line, dict) or line.get("epoch") != number:
+        return False
+    names = ("train_loss", "test_accuracy")
+    return all(n in line and (line[n] is None or is_number(line[n])) for n in names)
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether it is a finite number, as it comes from JSON."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _key(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def _without(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name not in names}

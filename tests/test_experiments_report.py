@@ -1,0 +1,464 @@
+"""The report: which runs count, what is compared, what holds."""
+
+import csv
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from run_folders import config_of, line_of, write_run
+from scipy import stats as scipy_stats
+
+from experiments import reproduce
+from experiments.report import published, stats
+from experiments.report.command import main
+from experiments.report.page import Code, Heading, Table, to_html, to_markdown
+from experiments.report.text import dataset_title
+from experiments.results import columns_of, find_runs
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return tmp_path / "runs"
+
+
+def add(runs, optimizer, seed, accuracy, *, epochs=3, status="finished", **options):
+    """A run whose last accuracy is ``accuracy`` percent."""
+    config = config_of(optimizer, seed, epochs=epochs, **options)
+    lines = [line_of(e, accuracy / 100 * e / epochs) for e in range(1, epochs + 1)]
+    name = f"{optimizer}-{seed}-{len(list(runs.glob('*')))}"
+    write_run(runs / name, config, lines, status)
+    return runs / name
+
+
+def columns(runs):
+    found, unreadable = find_runs([runs])
+    assert unreadable == []
+    return columns_of(found)
+
+
+def findings(runs):
+    (column,) = columns(runs)
+    return {f.claim: f for f in published.judge_claims(column)}
+
+
+def report(runs, *options):
+    """Writes the report; returns the Markdown."""
+    assert main([str(runs), *options]) == 0
+    return (runs / "report/report.md").read_text()
+
+
+def tables(runs):
+    """The tables of the report that was written."""
+    return json.loads((runs / "report/results.json").read_text())["tables"]
+
+
+def test_mean_and_deviation_over_seeds(runs):
+    for seed, accuracy in enumerate((96.0, 97.0, 99.0)):
+        add(runs, "adam", seed, accuracy)
+    add(runs, "sgd", 0, 95.0)
+    text = report(runs)
+    assert "| adam | 3 | 97.33 (1.53) | - | - |" in text
+    assert "| sgd | 1 | 95.00 (-) | - | - |" in text
+    adam, sgd = tables(runs)[0]["rows"]
+    assert adam["test_accuracy"] == pytest.approx(
+        {"n": 3, "mean": 97 + 1 / 3, "std": np.std([96, 97, 99], ddof=1)}
+    )
+    assert sgd["test_accuracy"] == {"n": 1, "mean": pytest.approx(95), "std": None}
+    assert "4 runs: 4 finished" in text
+    assert "None: every run that was found is finished and counts." in text
+
+
+def test_only_finished_runs_count(runs, capsys):
+    add(runs, "adam", 0, 90.0)
+    add(runs, "adam", 1, 10.0, status=None)
+    add(runs, "adam", 2, 10.0, status="interrupted")
+    add(runs, "adam", 3, 10.0, status="not finite")
+    short = add(runs, "adam", 4, 10.0)
+    lines = (short / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (short / "metrics.jsonl").write_text("".join(lines[:-1]))
+    last = {**line_of(3, 0.1), "test_accuracy": None}
+    write_run(runs / "nan", config_of(seed=5), [line_of(1, 0.1), line_of(2, 0.1), last])
+    text = report(runs)
+    assert "| adam | 1 of 6 | 90.00 (-) |" in text
+    left_out = text.split("## Runs that do not count")[1]
+    assert left_out.count("| incomplete |") == 3
+    assert left_out.count("| not finite |") == 2
+    assert "2 of 3 epochs" in left_out
+    assert "6 runs: 1 finished, 3 incomplete, 2 not finite" in capsys.readouterr().out
+    rows = csv.DictReader((runs / "report/runs.csv").read_text().splitlines())
+    assert sum(bool(row["test_accuracy"]) for row in rows) == 1
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda p: (p / "config.json").write_text("{"), "config.json is not JSON"),
+        (lambda p: (p / "config.json").unlink(), "config.json is missing"),
+        (lambda p: (p / "config.json").write_text("[]"), "is not a JSON object"),
+        (lambda p: (p / "config.json").write_text("{}"), "is not that of a run"),
+        (lambda p: (p / "config.json").write_bytes(b"\xff\xfe"), "is not JSON"),
+        (
+            lambda p: (p / "summary.json").write_text('{"sta'),
+            "summary.json is not",
+        ),
+        (
+            lambda p: (p / "metrics.jsonl").write_text("x\n"),
+            "line 1 is not that epoch's",
+        ),
+        (
+            lambda p: (p / "metrics.jsonl").write_text(
+                json.dumps({**line_of(1, 0.5), "test_accuracy": "0.9"}) + "\n"
+            ),
+            "line 1 is not that epoch's",
+        ),
+        (
+            lambda p: (p / "metrics.jsonl").write_text(
+                json.dumps(line_of(2, 0.5)) + "\n"
+            ),
+            "line 1 is not that epoch's",
+        ),
+    ],
+)
+def test_damaged_runs_are_named(runs, damage, reason):
+    add(runs, "adam", 0, 90.0)
+    damaged = add(runs, "adam", 1, 10.0)
+    damage(damaged)
+    text = report(runs)
+    assert "| adam | 1 | 90.00 (-) |" in text
+    (line,) = [line for line in text.splitlines() if "| unreadable |" in line]
+    assert damaged.name in line
+    assert reason in line.replace("\\", "")
+
+
+def test_line_that_a_kill_cut_short_is_left_out(runs):
+    cut = add(runs, "adam", 0, 90.0, status=None)
+    text = (cut / "metrics.jsonl").read_text()
+    (cut / "metrics.jsonl").write_text(text[:-20])
+    text = report(runs)
+    assert "| incomplete | 2 of 3 epochs |" in text
+    assert "| adam | 0 of 1 | - | - | - |" in text
+
+
+def test_missing_metrics_and_odd_provenance_do_not_stop_the_report(runs):
+    add(runs, "adam", 0, 90.0)
+    bare = add(runs, "adam", 1, 90.0, status=None)
+    (bare / "metrics.jsonl").unlink()
+    record = json.loads((bare / "config.json").read_text())
+    record = {**record, "versions": None, "machine": 3, "command": None}
+    (bare / "config.json").write_text(json.dumps(record))
+    text = report(runs)
+    assert "| incomplete | 0 of 3 epochs |" in text
+
+
+def test_nothing_but_unreadable_runs_is_reported(runs):
+    (runs / "a").mkdir(parents=True)
+    (runs / "a/config.json").write_text("")
+    text = report(runs)
+    assert "1 run: 1 unreadable" in text
+
+
+@pytest.mark.parametrize("make", [lambda p: None, lambda p: p.mkdir()])
+def test_no_runs_is_a_usage_error(runs, capsys, make):
+    make(runs)
+    assert main([str(runs)]) == 2
+    assert f"error: RUNS {runs}: " in capsys.readouterr().err
+    assert not (runs / "report").exists()
+
+
+def test_runs_with_different_settings_are_never_mixed(runs):
+    fast = {"learning_rate": 0.1, "weight_decay": 0.0}
+    for seed in (0, 1):
+        add(runs, "adam", seed, 90.0 + seed)
+        add(runs, "adam", seed, 80.0 + seed, hyperparameters=fast)
+        add(runs, "adam", seed, 70.0 + seed, batch_size=128)
+    text = report(runs)
+    means = {
+        (table["config"]["batch_size"], row["label"]): row["test_accuracy"]["mean"]
+        for table in tables(runs)
+        for row in table["rows"]
+    }
+    assert means == pytest.approx(
+        {
+            (64, "adam learning_rate=0.001"): 90.5,
+            (64, "adam learning_rate=0.1"): 80.5,
+            (128, "adam"): 70.5,
+        }
+    )
+    assert "batch\\_size 128" in text
+    assert {table["title"].split(", ")[2] for table in tables(runs)} == {
+        "batch_size 64",
+        "batch_size 128",
+    }
+
+
+def test_repeated_seed_counts_once(runs):
+    add(runs, "adam", 0, 90.0)
+    add(runs, "adam", 0, 90.0)
+    add(runs, "adam", 1, 92.0)
+    text = report(runs)
+    assert "| adam | 2 | 91.00 (1.41) |" in text
+    assert "| repeat | seed 0 is in already |" in text
+
+
+def test_validation_chooses_the_epoch_and_the_test_never_does(runs):
+    lines = [
+        line_of(1, 0.50, validation=0.6),
+        line_of(2, 0.70, validation=0.9),
+        line_of(3, 0.80, validation=0.8),
+    ]
+    write_run(runs / "a", config_of(seed=0), lines)
+    (column,) = columns(runs)
+    assert column.settings[0].accuracy.mean == pytest.approx(70)
+    without = [line_of(1, 0.9), line_of(2, 0.7), line_of(3, 0.8)]
+    write_run(runs / "b", config_of("sgd"), without)
+    (column,) = columns(runs)
+    assert column.settings[1].accuracy.mean == pytest.approx(80)
+
+
+SPHERICAL = {
+    "dataset": "cifar10",
+    "model": "resnet20",
+    "protocol": "spherical",
+    "batch_size": 128,
+    "dtype": "float32",
+}
+ADAM = {"learning_rate": 0.001, "b1": 0.9, "b2": 0.99, "weight_decay": 0.0005}
+
+
+def test_published_figure_is_compared_under_its_settings_alone(runs):
+    options = {**SPHERICAL, "hyperparameters": ADAM}
+    lines = [line_of(e, 0.92, validation=0.9) for e in range(1, 406)]
+    write_run(runs / "a", config_of("adam", epochs=405, **options), lines)
+    write_run(runs / "b", config_of("adam", epochs=3, **options), lines[:3])
+    text = report(runs)
+    rows = [line for line in text.splitlines() if line.startswith("| adam |")]
+    assert [row.split(" | ")[1:5] for row in sorted(rows)] == [
+        ["1", "92.00 (-)", "90.98 (0.06)", "+1.02"],
+        ["1", "92.00 (-)", "90.98 (0.06)", "-"],
+    ]
+    assert "Departures here: epochs 3, published 405." in text
+    assert "These runs have its settings." in text
+
+
+def test_other_hyperparameters_are_a_departure(runs):
+    other = {**ADAM, "weight_decay": 0.0}
+    options = {**SPHERICAL, "hyperparameters": other, "epochs": 405}
+    write_run(runs / "a", config_of("adam", **options), [line_of(1, 0.9)], None)
+    (column,) = columns(runs)
+    figure = published.published_figure(column.settings[0])
+    assert figure.mean == 90.98
+    assert figure.departures == ("weight_decay 0.0, published 0.0005",)
+
+
+def test_options_tell_published_rows_apart(runs):
+    for switch in ("local", "global"):
+        options = {"dataset": "cifar10", "model": "resnet18", "protocol": "swats"}
+        config = config_of("swats", hyperparameters={"switch": switch}, **options)
+        write_run(runs / switch, config, [line_of(1, 0.9)], None)
+    (column,) = columns(runs)
+    figures = [published.published_figure(setting) for setting in column.settings]
+    assert {figure.mean: figure.std for figure in figures} == {94.13: None, 92.89: None}
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("cifar10", "CIFAR-10"),
+        ("folder:/data/cifar10-jpeg.tar.xz", "CIFAR-10 (JPEG)"),
+        ("folder:CIFAR-10_jpeg", "CIFAR-10 (JPEG)"),
+        ("folder:/data/flowers", "Folder flowers"),
+        ("other", "other"),
+    ],
+)
+def test_data_sets_have_titles(name, title):
+    assert dataset_title(name) == title
+
+
+def test_jpeg_is_not_compared_with_published_figures(runs):
+    options = {**SPHERICAL, "dataset": "folder:/data/cifar10-jpeg.tar.xz"}
+    add(runs, "adam", 0, 90.0, **options)
+    text = report(runs)
+    assert "## CIFAR-10 (JPEG), resnet20" in text
+    assert "not with published CIFAR-10 figures" in text
+    assert tables(runs)[0]["rows"][0]["published"] is None
+    assert "90.98" not in text
+    assert "/data" not in text
+
+
+def test_claims_hold_are_contradicted_or_undecided(runs):
+    for seed in range(5):
+        add(runs, "adam", seed, 90.0 + 0.1 * seed)
+        add(runs, "adams", seed, 92.0 + 0.1 * seed)
+        add(runs, "adamsrt", seed, 92.05 + 0.11 * seed)
+        add(runs, "adamw", seed, 95.0 + 0.1 * seed)
+    found = findings(runs)
+    verdicts = {claim: finding.verdict for claim, finding in found.items()}
+    assert verdicts["AdamS is more accurate than Adam"] == "holds"
+    assert verdicts["AdamSRT is more accurate than AdamS"] == "undecided"
+    assert verdicts["AdamSRT is more accurate than AdamW"] == "contradicted"
+    assert verdicts["AdamSRT is more accurate than AdamG"] == "not run"
+    note = found["AdamSRT is more accurate than AdamG"].note
+    assert note == "no finished run of adamg"
+    contrast = found["AdamS is more accurate than Adam"].contrast
+    assert contrast.estimate == pytest.approx(2.0)
+    assert 0 < contrast.low < 2 < contrast.high
+    report(runs)
+    assert (
+        runs / "report/figures/digits-scikit-learn-small-resnet-claims.svg"
+    ).exists()
+
+
+def test_claims_need_two_seeds_and_some_variation(runs):
+    add(runs, "adam", 0, 90.0)
+    add(runs, "adams", 0, 95.0)
+    claim = "AdamS is more accurate than Adam"
+    assert findings(runs)[claim].verdict == "undecided"
+    assert "needs two seeds each" in findings(runs)[claim].note
+    add(runs, "adam", 1, 90.0)
+    add(runs, "adams", 1, 95.0)
+    assert findings(runs)[claim].verdict == "undecided"
+    assert "no variation between seeds" in findings(runs)[claim].note
+
+
+def test_claims_about_one_of_several_settings_are_ambiguous(runs):
+    fast = {"learning_rate": 0.1, "weight_decay": 0.0}
+    for seed in (0, 1):
+        add(runs, "adam", seed, 90.0 + seed)
+        add(runs, "adam", seed, 80.0 + seed, hyperparameters=fast)
+        add(runs, "adams", seed, 95.0 + seed)
+    finding = findings(runs)["AdamS is more accurate than Adam"]
+    assert (finding.verdict, finding.note) == ("ambiguous", "several settings of adam")
+
+
+@pytest.mark.parametrize(
+    ("sgd", "adamsrt", "verdict"),
+    [
+        (92.0, 91.8, "holds"),
+        (92.0, 90.2, "contradicted"),
+        (90.0, 91.8, "no gap to close"),
+    ],
+)
+def test_gap_is_closed_only_where_there_is_one(runs, sgd, adamsrt, verdict):
+    for seed in range(4):
+        add(runs, "adam", seed, 90.0 + 0.1 * seed)
+        add(runs, "sgd", seed, sgd + 0.1 * seed)
+        add(runs, "adamsrt", seed, adamsrt + 0.1 * seed)
+    (finding,) = [f for claim, f in findings(runs).items() if "gap" in claim]
+    assert finding.verdict == verdict
+
+
+def test_contrast_is_welchs_test():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(1, 1, 5), rng.normal(0, 3, 8)
+    found = stats.contrast([(1, stats.describe(a)), (-1, stats.describe(b))])
+    expected = scipy_stats.ttest_ind(a, b, equal_var=False)
+    interval = expected.confidence_interval(0.95)
+    assert found.estimate == pytest.approx(a.mean() - b.mean())
+    assert found.p == pytest.approx(expected.pvalue)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+
+
+def test_contrast_of_three_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    covered, trials = 0, 2000
+    for _ in range(trials):
+        samples = [
+            stats.describe(rng.normal(m, s, 4)) for m, s in ((1, 1), (2, 2), (4, 1))
+        ]
+        found = stats.contrast(list(zip((1, -0.5, -0.5), samples, strict=True)))
+        covered += found.low <= 1 - 0.5 * 2 - 0.5 * 4 <= found.high
+    assert 0.93 < covered / trials < 0.98
+
+
+def test_holm():
+    assert stats.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert stats.holm([0.9, 0.8]) == [1.0, 1.0]
+    assert stats.holm([]) == []
+
+
+def test_sample_of_nothing_and_of_one():
+    assert stats.describe([]).n == 0
+    assert math.isnan(stats.describe([]).mean)
+    assert stats.describe([3.0]).mean == 3.0
+    assert math.isnan(stats.describe([3.0]).std)
+
+
+def test_html_needs_no_other_file(runs):
+    for seed in (0, 1):
+        add(runs, "adam", seed, 90.0 + seed)
+        add(runs, "sgd", seed, 100.0)  # no error to draw on a logarithmic axis
+    report(runs, "--title", "<Tests> & |trials|")
+    page = (runs / "report/report.html").read_text()
+    assert "<h1>&lt;Tests&gt; &amp; |trials|</h1>" in page
+    assert set(re.findall(r'(?:src|href)="([^"]{0,22})', page)) == {
+        "data:image/svg+xml;bas"
+    }
+    assert page.count("<img") == 3
+    figures = {path.name for path in (runs / "report/figures").iterdir()}
+    stem = "digits-scikit-learn-small-resnet"
+    assert figures == {
+        f"{stem}-{kind}.{ending}"
+        for kind in ("accuracy", "error", "loss")
+        for ending in ("png", "svg")
+    }
+    text = (runs / "report/report.md").read_text()
+    assert text.startswith("# \\<Tests\\> & \\|trials\\|\n")
+    for link in re.findall(r"\]\((\S+)\)", text):
+        assert (runs / "report" / link).exists()
+
+
+def test_figures_of_an_earlier_report_are_replaced(runs):
+    add(runs, "adam", 0, 90.0)
+    report(runs)
+    figures = runs / "report/figures"
+    (figures / "notes.txt").write_text("mine")
+    shutil.copy(next(figures.glob("*-loss.png")), figures / "gone-loss.png")
+    report(runs)
+    assert not (figures / "gone-loss.png").exists()
+    assert (figures / "notes.txt").exists()
+
+
+def test_captions_carry_seeds_hardware_date_and_command(runs):
+    for seed in (0, 1, 2):
+        add(runs, "adam", seed, 90.0 + seed)
+    (runs / "commands.txt").write_text("python -m experiments.reproduce --seeds 0..2\n")
+    text = report(runs)
+    captions = [line for line in text.splitlines() if line.startswith("*Test")]
+    assert len(captions) == 2
+    for caption in captions:
+        assert "n = 3" in caption
+        assert "cpu, 2 CPU cores" in caption
+        assert re.search(r"\d{4}-\d\d-\d\d", caption)
+        assert "python -m experiments.reproduce --seeds 0..2" in caption
+
+
+def test_page_escapes_what_it_shows():
+    blocks = [Heading(1, "a_b"), Table(["x"], [["1 | 2"]], ["x"]), Code(["a < b"])]
+    assert "| 1 \\| 2 |" in to_markdown(blocks)
+    page = to_html(blocks, Path())
+    assert '<td class="n">1 | 2</td>' in page
+    assert "a &lt; b" in page
+
+
+def test_small_real_grid_from_training_to_report(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    out = tmp_path / "grid"
+    grid = ["--optimizers", "adam,sgd", "--seeds", "0..1", "--out", str(out)]
+    assert reproduce.main([*grid, "--model", "convnet", "--epochs=1"]) == 0
+    first, second = (
+        json.loads((out / f"adam-seed{seed}/summary.json").read_text())
+        for seed in (0, 1)
+    )
+    seconds = [run["timing"]["compile_seconds"] for run in (first, second)]
+    assert seconds[1] < seconds[0]  # the program was kept
+    text = report(out)
+    (table,) = tables(out)
+    assert [row["label"] for row in table["rows"]] == ["adam", "sgd"]
+    assert [row["test_accuracy"]["n"] for row in table["rows"]] == [2, 2]
+    mean = (first["test_accuracy"] + second["test_accuracy"]) / 2
+    assert table["rows"][0]["test_accuracy"]["mean"] == pytest.approx(100 * mean)
+    assert "python -m experiments.reproduce --dataset digits --model convnet" in text

@@ -1,0 +1,217 @@
+"""The search: what is tried, given up, taken up again; and its best setting."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import launch, study
+from experiments.config import parse, to_json
+from experiments.errors import UsageError
+from experiments.search_space import (
+    Choices,
+    Range,
+    grid_points,
+    parse_space,
+    published_space,
+)
+from experiments.study import Search, open_storage
+from experiments.sweep import main
+
+PRETENCE = Path(__file__).with_name("run_folders.py")
+SEARCH = ("--optimizer", "adam", "--epochs=4", "--search")
+DECAYS = "weight_decay=0.3,0,0.1"
+
+
+@pytest.fixture
+def sweep(tmp_path, monkeypatch, request):
+    """Searches in pretence: accuracy is 90 % minus the weight decay."""
+    pytest.importorskip("optuna")
+    monkeypatch.setattr(launch, "TRAIN", (sys.executable, str(PRETENCE)))
+    monkeypatch.setenv("PRETENCE", str(tmp_path))
+
+    def sweep(*options, behaviour="finish", storage="sweep.journal", epochs=4):
+        config = to_json(parse(["--optimizer=adam", f"--epochs={epochs}"]))
+        known = {"adam": {"config": config, "behaviour": behaviour}}
+        (tmp_path / "behaviour.json").write_text(json.dumps(known))
+        place = ["--storage", str(tmp_path / storage), "--out", str(tmp_path / "runs")]
+        return main([*SEARCH, *options, *place])
+
+    return sweep
+
+
+@pytest.fixture
+def calls(tmp_path):
+    """The number of trainings so far."""
+
+    def calls():
+        file = tmp_path / "calls.txt"
+        return len(file.read_text().splitlines()) if file.exists() else 0
+
+    return calls
+
+
+@pytest.mark.parametrize("storage", ["sweep.db", "sweep.journal"])
+def test_grid_is_tried_once_and_ends_with_the_best_command(
+    sweep, calls, capsys, storage
+):
+    assert sweep(DECAYS, "b2=0.99,0.999", storage=storage) == 0
+    assert calls() == 6
+    *_, counts, best, command = capsys.readouterr().out.splitlines()
+    assert counts == "6 complete"
+    assert best.startswith("best test accuracy 90.00 %: trial ")
+    words = shlex.split(command)
+    assert words[:3] == ["python", "-m", "experiments.train"]
+    config = parse(words[3:])
+    assert (config.optimizer, config.epochs) == ("adam", 4)
+    assert config.hyperparameters.weight_decay == 0
+    assert config.hyperparameters.b2 in (0.99, 0.999)
+    assert sweep(DECAYS, "b2=0.99,0.999", storage=storage) == 0
+    assert calls() == 6
+    assert capsys.readouterr().out.splitlines()[-3:] == [counts, best, command]
+
+
+def test_tpe_tries_as_many_as_asked_for(sweep, calls, tmp_path, capsys):
+    options = ("weight_decay=1e-3..0.5", "--sampler", "tpe", "--trials")
+    assert sweep(*options, "4") == 0
+    assert calls() == 4
+    assert sweep(*options, "5") == 0
+    assert calls() == 5
+    assert "5 complete" in capsys.readouterr().out
+    tried = [float(p.name.split("=")[1]) for p in (tmp_path / "runs").glob("weight*")]
+    assert len(set(tried)) == 5
+    assert all(1e-3 <= value <= 0.5 for value in tried)
+
+
+def test_run_below_the_median_is_given_up(sweep, tmp_path, capsys):
+    values = "weight_decay=0,0.01,0.02,0.03,0.04,0.8"
+    assert sweep(values, "--no-prune") == 0
+    assert "6 complete" in capsys.readouterr().out
+    assert sweep(values, "--study", "pruned", behaviour="slow if bad") == 0
+    printed = capsys.readouterr().out
+    assert "6 complete" in printed  # the runs were there already
+    for folder in (tmp_path / "runs").glob("weight*"):
+        for file in folder.iterdir():
+            file.unlink()
+    assert sweep(values, "--study", "again", behaviour="slow if bad") == 0
+    printed = capsys.readouterr().out
+    assert "trial 5: given up, below the median after epoch 2" in printed
+    assert "5 complete, 1 pruned" in printed
+    signal = tmp_path / "runs/weight_decay=0.8/signal.txt"
+    assert signal.read_text() == "SIGTERM"
+
+
+def test_runs_that_are_not_finite_or_break_are_told_apart(sweep, calls, capsys):
+    assert sweep(DECAYS, behaviour="not finite") == 0
+    assert "3 pruned" in capsys.readouterr().out
+    assert sweep("weight_decay=0.4,0.5", "--study", "b", behaviour="break") == 1
+    printed = capsys.readouterr().out
+    assert "trial 0: broke, exit code 1: no space left" in printed
+    assert "2 failed" in printed
+
+
+def test_trial_of_a_dead_worker_is_taken_up_again(sweep, calls, tmp_path, capsys):
+    study_name = "digits-small_resnet-adam"
+    shared = ["--dataset=digits", "--model=small_resnet", "--optimizer=adam"]
+    space = parse_space("adam", [DECAYS])
+    with open_storage(str(tmp_path / "sweep.journal")) as storage:
+        search = Search(
+            storage, study_name, space, [*shared, "--epochs=4"], trials=None, warmup=1
+        )
+        assert search.take(lambda params: True).params == {"weight_decay": 0.3}
+        assert search.take(lambda params: False).params == {"weight_decay": 0.0}
+        assert search.counts() == {"running": 2, "waiting": 1}
+    with launch.claim(tmp_path / "runs/.locks/weight_decay=0.0"):
+        assert sweep(DECAYS) == 75  # that one has a worker still
+        assert calls() == 2
+        assert "2 complete, 1 running" in capsys.readouterr().out
+    assert sweep(DECAYS) == 0
+    assert calls() == 3
+    assert "3 complete" in capsys.readouterr().out
+
+
+def test_interrupted_training_is_resumed(sweep, tmp_path, calls, capsys):
+    assert sweep("weight_decay=0", behaviour="break first") == 1
+    assert sweep("weight_decay=0", "--study", "b", behaviour="break first") == 0
+    last = (tmp_path / "calls.txt").read_text().splitlines()[-1]
+    assert "--resume" in last
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([DECAYS, "--weight-decay=0.1"], "--weight-decay: the search decides it"),
+        ([DECAYS, "--resume"], "--resume: the search decides it"),
+        (["momentum=0.9"], "--momentum: adam does not take it"),
+        (["decoy=1"], "--search: unknown name 'decoy'"),
+        (["b1=a1,"], "--search must be like"),
+        (["b1=0.9..0.5"], "--search: 0 <= LOW < HIGH"),
+        (["b1=0.1..0.5"], "--search b1: a grid takes values"),
+        (["b1=0.1", "b1=0.2"], "--search: b1 comes twice"),
+        (["b1=2"], "--b1 must be a number in [0, 1)"),
+        ([DECAYS, "--trials", "0"], "--trials must be at least 1"),
+        ([DECAYS, "--time-limit", "x"], "--time-limit must be a time like"),
+    ],
+)
+def test_usage_errors(sweep, calls, capsys, options, message):
+    assert sweep(*options) == 2
+    assert message in capsys.readouterr().err
+    assert calls() == 0
+
+
+def test_study_has_one_kind_of_runs(sweep, capsys):
+    assert sweep("weight_decay=0") == 0
+    assert sweep("weight_decay=0.1") == 2
+    assert "was begun with other space" in capsys.readouterr().err
+    assert sweep("weight_decay=0", "--batch-size=32") == 2
+    assert "was begun with other runs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("storage", ["sweep.txt", "sweep"])
+def test_storage_is_named_by_its_ending(sweep, capsys, storage):
+    assert sweep(DECAYS, storage=storage) == 2
+    assert "--storage must be a file that ends in .db" in capsys.readouterr().err
+
+
+def test_storage_that_is_no_database_is_an_error(sweep, tmp_path, capsys):
+    (tmp_path / "sweep.db").write_text("not a database" * 100)
+    assert sweep(DECAYS, storage="sweep.db") == 2
+    assert f"--storage {tmp_path}/sweep.db: " in capsys.readouterr().err
+
+
+def test_without_optuna_the_error_says_how_to_get_it(sweep, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert sweep(DECAYS) == 2
+    assert "pip install 'spherical-optax[sweep]'" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="Optuna"):
+        study.import_optuna()
+
+
+def test_published_grid_is_read_off_the_table():
+    space = published_space("adamsrt")
+    decays = [0.0, *(5e-4 / 2**k for k in range(6, -1, -1))]
+    assert space == {
+        "learning_rate": Choices([0.001]),
+        "b1": Choices([0.9]),
+        "b2": Choices([0.99, 0.999]),
+        "weight_decay": Choices(decays),
+    }
+    assert len(list(grid_points(space))) == 16
+    assert published_space("sgd")["learning_rate"] == Choices([0.1])
+    assert published_space("adamw")["weight_decay"] == Choices(decays)
+    with pytest.raises(UsageError, match="--preset spherical: --optimizer"):
+        published_space("adamp")
+
+
+def test_space_is_read():
+    texts = ["switch=local,global", "learning-rate=1e-4..0.1", "amsgrad=True,False"]
+    space = parse_space("swats", texts)
+    assert space == {
+        "switch": Choices(["local", "global"]),
+        "learning_rate": Range(1e-4, 0.1),
+        "amsgrad": Choices([True, False]),
+    }
+    assert Range(1e-4, 0.1).log
+    assert not Range(0, 0.1).log

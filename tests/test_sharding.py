@@ -1,0 +1,31 @@
+"""Parameters spread over devices: the state goes with them, the numbers stay."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import cases
+
+
+def test_sharded_parameters():
+    tests = pathlib.Path(__file__).parent
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)]),
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    }
+    worker = subprocess.run(
+        [sys.executable, tests / "sharding_worker.py"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert worker.returncode == 0, worker.stderr
+    report = json.loads(worker.stdout)
+    assert len(report["checked"]) == 2 * len(cases.DISTINCT)
+    problems = report["problems"]
+    assert not problems, "\n\n".join(f"{k}:\n{v}" for k, v in problems.items())
