@@ -2,23 +2,25 @@
 
 import json
 import math
-import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from experiments import errors
-from experiments.config import Config, parse, to_json
+from experiments.config import Config, first_difference, parse, to_json
 from experiments.errors import UsageError, check_name
 from experiments.launch import COMPILED, LOCKS, LOGS, Outcome, Signals, run_training
 from experiments.optimizers import OPTIMIZERS, flag
-from experiments.results import INCOMPLETE, UnreadableRunError, read_run
+from experiments.protocols import read_table
+from experiments.results import UnreadableRunError, read_run
 from experiments.runs import CONFIG
 
 NEW, DAMAGED = "new", "damaged"
-EXIT_LEFT = 75  # there is more to do: EX_TEMPFAIL of sysexits.h
-STOPPED = (errors.EXIT_INTERRUPTED,)
+STOPPED = (
+    errors.EXIT_TERMINATED,
+    errors.EXIT_OUT_OF_TIME,
+    errors.EXIT_INTERRUPTED,
+)
 """Exit codes of a run that was stopped, and saved what it had."""
 
 
@@ -71,16 +73,16 @@ class Job:
         """
         try:
             record = json.loads((self.folder / CONFIG).read_text())["config"]
-            there = _flat({**to_json(Config()), **record})
+            there = {**to_json(Config()), **record}
         except (OSError, ValueError, LookupError, TypeError):
             return  # new, or damaged, which is not for here to say
-        asked = _flat(json.loads(json.dumps(to_json(self.config))))
-        for name in {**asked, **there}:
-            if there.get(name) != asked.get(name):
-                raise UsageError(
-                    f"{self.folder}: has a run with {flag(name)} {there.get(name)}, not"
-                    f" {asked.get(name)}; choose another --out"
-                )
+        difference = first_difference(to_json(self.config), there)
+        if difference:
+            name, asked, found = difference
+            raise UsageError(
+                f"{self.folder}: has a run with {flag(name)} {found}, not {asked};"
+                " choose another --out"
+            )
 
 
 def run_job(
@@ -102,9 +104,7 @@ def run_job(
       quiet: put away what it prints.
       keep_on: asked several times a second; once it says no, the training is ended.
     """
-    args = [*job.args, f"--out={job.folder}"]
-    if job.state()[0] == INCOMPLETE:
-        args.append("--resume")
+    args = [*job.args, f"--out={job.folder}", "--resume"]
     if seconds < math.inf:
         args.append(f"--time-limit={seconds:.0f}s")
     compiled = job.folder.parent / COMPILED
@@ -147,9 +147,8 @@ def plan(
 
 def published_optimizers(dataset: str, model: str) -> list[str]:
     """Those with published hyperparameters for a data set and a model."""
-    file = Path(__file__).with_name("hyperparameters.toml")
-    table = tomllib.loads(file.read_text())
-    return list(table.get(dataset, {}).get(model, {}))
+    names = (dataset, model)
+    return [n.optimizer for n in read_table() if (n.dataset, n.model) == names]
 
 
 def choose_optimizers(
@@ -181,8 +180,3 @@ def _optimizer_args(text: str) -> list[str]:
         raise UsageError(f"--optimizers: NAME:OPTION=VALUE..., got {text!r}")
     pairs = [option.split("=", 1) for option in options]
     return [f"--optimizer={name}", *(f"{flag(n)}={value}" for n, value in pairs)]
-
-
-def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    rest = {name: v for name, v in config.items() if name != "hyperparameters"}
-    return {**rest, **config["hyperparameters"]}

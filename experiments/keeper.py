@@ -14,9 +14,6 @@ from experiments.runs import CHECKPOINTS, CONFIG, RunFolder
 from experiments.stopping import StopRequest
 from experiments.trainer import Trainer
 
-# What ending takes beside the checkpoint: the summary, and the end of the process.
-_CLOSING_SECONDS = 1.5
-
 
 class Keeper:
     """Keeps one run: its metrics and its checkpoints.
@@ -66,8 +63,7 @@ class Keeper:
         """Measures how long saving takes, so that a time limit leaves room for it."""
         arrays, _ = self._trainer.snapshot()
         # One may have to wait for another, and a busy disk is slower.
-        seconds = 3 * self._checkpoints.seconds_to_save(arrays)
-        self._stop.reserve = seconds + _CLOSING_SECONDS
+        self._stop.reserve += 3 * self._checkpoints.seconds_to_save(arrays)
 
     def pause(self, seconds: float) -> None:
         """Saves or stops if it is time to; called between steps.

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from experiments.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
+
 TRAIN = (sys.executable, "-m", "experiments.train")
 """The training command."""
 LOCKS, LOGS, COMPILED = ".locks", "logs", ".compiled"
@@ -91,6 +93,12 @@ class Signals:
         self._process = process
         if self.received:
             self._pass_on(self.received)
+
+    def exit_code(self) -> int:
+        """What the process should end with after such a signal."""
+        if self.received == signal.SIGINT:
+            return EXIT_INTERRUPTED
+        return EXIT_TERMINATED
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.received = number

@@ -11,9 +11,9 @@ logs/. Runs of one setting compile once: the compiled program is kept in .compil
 Options that are not listed go to every run: see python -m experiments.train --help.
 
 Exit codes: 0 every run is finished; 1 a run broke or is damaged; 2 an option cannot
-be used; 3 every run ended, some of them not finite; 75 runs are left: time is up,
-SIGTERM came, or another process works on them; 130 Ctrl-C. After 1, 75 and 130 the
-same command goes on.
+be used; 3 every run ended, some of them not finite; 4 SIGTERM; 5 runs are left: time
+is up, or another process works on them; 130 Ctrl-C. After all but 0, 2 and 3 the same
+command goes on.
 """
 
 import math
@@ -24,16 +24,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from signal import SIGINT
 from typing import Annotated, Literal
 
 import tyro
 
 from experiments import errors
+from experiments.data import dataset_label
 from experiments.errors import UsageError
 from experiments.grid import (
     DAMAGED,
-    EXIT_LEFT,
     NEW,
     STOPPED,
     Job,
@@ -154,7 +153,9 @@ def reproduce(options: Options, rest: Sequence[str]) -> int:
     if options.time_limit:
         limit = parse_duration("--time-limit", options.time_limit)
     deadline = time.monotonic() + limit
-    out = options.out or Path("runs") / f"{options.dataset}-{options.model}"
+    out = options.out or Path("runs") / "-".join(
+        (dataset_label(options.dataset), options.model)
+    )
     jobs = _plan(options, rest, out)
     _say(f"{len(jobs)} runs in {out}: {_counts(jobs)}")
     with Signals() as signals:
@@ -241,12 +242,12 @@ def _note_command(options: Options, rest: Sequence[str], out: Path) -> None:
 
 def _exit_code(jobs: Sequence[Job], work: Work) -> int:
     states = {job.state()[0] for job in jobs}
-    if work.signals.received == SIGINT:
-        return errors.EXIT_INTERRUPTED
+    if work.signals.received:
+        return work.signals.exit_code()
     if work.broken or DAMAGED in states:
         return errors.EXIT_FAILED
     if states & {NEW, INCOMPLETE}:
-        return EXIT_LEFT
+        return errors.EXIT_OUT_OF_TIME
     return errors.EXIT_NON_FINITE if NOT_FINITE in states else errors.EXIT_FINISHED
 
 

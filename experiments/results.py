@@ -1,8 +1,4 @@
-"""Reads run folders: what was run, what came of it, and what belongs together.
-
-Two runs belong to one setting when their ``config.json`` differ in the seed alone, and
-to one column when they differ in the seed and the optimizer alone.
-"""
+"""Reads run folders: what was run, and what came of it."""
 
 import json
 import math
@@ -14,13 +10,11 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from experiments.errors import UsageError
-from experiments.report.stats import Sample, describe
 from experiments.runs import CONFIG, METRICS, SUMMARY
 
 FINISHED, NOT_FINITE, INCOMPLETE = "finished", "not finite", "incomplete"
 COMMANDS = "commands.txt"
 """Beside the runs of a grid: the commands that made them, one a line."""
-_OF_THE_ROW = ("optimizer", "hyperparameters")
 _ALWAYS = {
     "dataset": str,
     "model": str,
@@ -102,61 +96,6 @@ class Run:
         return "validation_accuracy" in self.selected
 
 
-@dataclass(frozen=True)
-class Setting:
-    """Runs that differ in the seed alone; a row of a table.
-
-    Attributes:
-      config: the options, without the seed.
-      runs: one for each seed, by seed, finished or not.
-      repeats: runs of a seed that another run has: they do not count.
-    """
-
-    config: Mapping[str, Any]
-    runs: Sequence[Run]
-    repeats: Sequence[Run]
-
-    @property
-    def optimizer(self) -> str:
-        """The name of the optimizer."""
-        return self.config["optimizer"]
-
-    @property
-    def hyperparameters(self) -> Mapping[str, Any]:
-        """The optimizer's options."""
-        return self.config["hyperparameters"]
-
-    @property
-    def finished(self) -> list[Run]:
-        """The runs that count."""
-        return [run for run in self.runs if run.state == FINISHED]
-
-    @cached_property
-    def accuracy(self) -> Sample:
-        """Test accuracy in percent over the runs that count."""
-        return describe(run.accuracy for run in self.finished)
-
-
-@dataclass(frozen=True)
-class Column:
-    """Settings that differ in the optimizer alone; one table.
-
-    Attributes:
-      config: the options that all share.
-      settings: the rows.
-      labels: of each setting: the optimizer, and what tells two of one apart.
-    """
-
-    config: Mapping[str, Any]
-    settings: Sequence[Setting]
-    labels: Sequence[str]
-
-    @property
-    def runs(self) -> list[Run]:
-        """All runs but repeats."""
-        return [run for setting in self.settings for run in setting.runs]
-
-
 def find_runs(folders: Iterable[Path]) -> tuple[list[Run], list[tuple[Path, str]]]:
     """All runs in and under the folders, and what could not be read, with the reason.
 
@@ -186,48 +125,6 @@ def read_run(path: Path) -> Run:
         raise UnreadableRunError(f"{CONFIG} is not that of a run")
     summary = _read_json(path / SUMMARY) if (path / SUMMARY).exists() else {}
     return Run(path, record, _read_lines(path / METRICS), summary)
-
-
-def columns_of(runs: Iterable[Run]) -> list[Column]:
-    """Sorts runs into columns and settings, whatever folders they lie in."""
-    by_setting: dict[str, list[Run]] = {}
-    for run in runs:
-        by_setting.setdefault(_key(_without(run.config, ["seed"])), []).append(run)
-    by_column: dict[str, list[Setting]] = {}
-    for group in by_setting.values():
-        setting = _setting(group)
-        shared = _without(setting.config, _OF_THE_ROW)
-        by_column.setdefault(_key(shared), []).append(setting)
-    columns = []
-    for _, settings in sorted(by_column.items()):
-        settings = sorted(settings, key=lambda s: (s.optimizer, _key(s.config)))
-        shared = _without(settings[0].config, _OF_THE_ROW)
-        columns.append(Column(shared, settings, _labels(settings)))
-    return columns
-
-
-def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names of the options that are not the same in all."""
-    names = dict.fromkeys(name for config in configs for name in config)
-    return [n for n in names if len({_key(c.get(n)) for c in configs}) > 1]
-
-
-def _setting(group: Sequence[Run]) -> Setting:
-    """Of two runs of one seed the finished one counts, or the first by name."""
-    ordered = sorted(group, key=lambda r: (r.seed, r.state != FINISHED, str(r.path)))
-    first: dict[int, Run] = {}
-    repeats = [run for run in ordered if first.setdefault(run.seed, run) is not run]
-    return Setting(_without(group[0].config, ["seed"]), list(first.values()), repeats)
-
-
-def _labels(settings: Sequence[Setting]) -> list[str]:
-    labels = []
-    for setting in settings:
-        same = [s for s in settings if s.optimizer == setting.optimizer]
-        options = differing([s.hyperparameters for s in same])
-        values = [f"{o}={setting.hyperparameters.get(o)}" for o in options]
-        labels.append(" ".join([setting.optimizer, *values]))
-    return labels
 
 
 def _run_folders(folders: Iterable[Path]) -> Iterator[Path]:
@@ -288,11 +185,3 @@ def _is_epoch(line: Any, number: int) -> bool:
 def is_number(value: Any) -> TypeGuard[float]:
     """Whether it is a finite number, as it comes from JSON."""
     return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def _key(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)
-
-
-def _without(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    return {name: value for name, value in config.items() if name not in names}

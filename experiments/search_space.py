@@ -2,15 +2,14 @@
 
 import itertools
 import math
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from experiments.config import Hyperparameters
 from experiments.errors import UsageError, check_name
 from experiments.optimizers import resolve_options
+from experiments.options import Hyperparameters
+from experiments.protocols import read_table
 
 # The source gives no weight decay there; the table has PyTorch's default instead.
 _NOT_OF_THE_GRID = ("cifar10", "resnet20", "adamw", "weight_decay")
@@ -82,14 +81,11 @@ def published_space(optimizer: str) -> Space:
     Raises:
       UsageError: the optimizer is not in the table.
     """
-    file = Path(__file__).with_name("hyperparameters.toml")
     cases = [
-        (name, option, value)
-        for dataset, models in tomllib.loads(file.read_text()).items()
-        for model, optimizers in models.items()
-        for name, options in optimizers.items()
-        for option, value in options.items()
-        if (dataset, model, name, option) != _NOT_OF_THE_GRID
+        (names.optimizer, option, value)
+        for names, row in read_table().items()
+        for option, value in row.items()
+        if (*names, option) != _NOT_OF_THE_GRID
     ]
     known = dict.fromkeys(name for name, _, _ in cases)
     check_name("--preset spherical: --optimizer", optimizer, known)

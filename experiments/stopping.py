@@ -32,12 +32,12 @@ class StopRequest:
     signal takes effect at once.
 
     Attributes:
-      reserve: seconds before the time limit that ending the run takes.
+      reserve: seconds before the deadline that ending the run takes.
     """
 
-    def __init__(self, deadline: float | None = None) -> None:
+    def __init__(self, deadline: float | None = None, reserve: float = 0.0) -> None:
         """Takes the time to have ended by, on the clock of ``time.monotonic``."""
-        self.reserve = 0.0
+        self.reserve = reserve
         self._deadline = deadline
         self._requested: str | None = None
         self._begun = False

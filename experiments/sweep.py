@@ -14,8 +14,9 @@ settings, and no estimate of what the best one reaches on new images.
 
 Options that are not listed go to every run: see python -m experiments.train --help.
 
-Exit codes: 0 the search is complete; 1 runs broke; 2 an option cannot be used; 75 time
-is up, SIGTERM came, or other workers are at it: the same command goes on; 130 Ctrl-C.
+Exit codes: 0 the search is complete; 1 runs broke; 2 an option cannot be used; 4
+SIGTERM; 5 settings are left: time is up, or other workers are at them; 130 Ctrl-C.
+After 4, 5 and 130 the same command goes on.
 """
 
 import math
@@ -26,15 +27,15 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from signal import SIGINT
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from experiments import errors
 from experiments.config import parse
+from experiments.data import dataset_label
 from experiments.errors import UsageError
-from experiments.grid import EXIT_LEFT, NEW, STOPPED, Job, run_job
+from experiments.grid import NEW, STOPPED, Job, run_job
 from experiments.launch import LOCKS, Signals, claim
 from experiments.optimizers import flag
 from experiments.results import (
@@ -234,7 +235,9 @@ def sweep(options: Options, rest: Sequence[str]) -> int:
     config = parse(shared)
     if options.trials < 1:
         raise UsageError(f"--trials must be at least 1, got {options.trials}")
-    name = options.study or f"{config.dataset}-{config.model}-{config.optimizer}"
+    name = options.study or "-".join(
+        (dataset_label(config.dataset), config.model, config.optimizer)
+    )
     out = options.out or Path("runs") / f"sweep-{name}"
     with open_storage(options.storage) as storage, Signals() as signals:
         with claim(out / LOCKS / "study", wait=True):
@@ -274,12 +277,12 @@ def _conclude(search: Search, worker: Worker) -> int:
         split = "validation" if run and run.validated else "test"
         _say(f"best {split} accuracy {best.value:.2f} %: trial {best.number}")
         _say(shlex.join(["python", "-m", "experiments.train", *job.args]))
-    if worker.signals.received == SIGINT:
-        return errors.EXIT_INTERRUPTED
+    if worker.signals.received:
+        return worker.signals.exit_code()
     if counts.get("failed"):
         return errors.EXIT_FAILED
     if counts.get("waiting") or counts.get("running"):
-        return EXIT_LEFT
+        return errors.EXIT_OUT_OF_TIME
     return errors.EXIT_FINISHED
 
 

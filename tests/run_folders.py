@@ -84,7 +84,7 @@ def _pretend():
     if behaviour == "not finite":
         write_run(folder, config, lines[:1], "not finite", "loss nan")
         sys.exit(3)
-    if behaviour == "break first" and "resume" not in options:
+    if behaviour == "break first" and not folder.exists():
         write_run(folder, config, lines[:2], None)
         os.kill(os.getpid(), signal.SIGKILL)
     if behaviour == "slow" or (behaviour == "slow if bad" and accuracy < 0.5):
@@ -97,7 +97,7 @@ def _slowly(folder, config, lines):
 
     def stop(number, frame):
         (folder / "signal.txt").write_text(signal.Signals(number).name)
-        sys.exit(130 if number == signal.SIGINT else 75)
+        sys.exit(130 if number == signal.SIGINT else 4)
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)

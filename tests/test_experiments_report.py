@@ -13,11 +13,13 @@ from run_folders import config_of, line_of, write_run
 from scipy import stats as scipy_stats
 
 from experiments import reproduce
+from experiments.config import parse, to_json
 from experiments.report import published, stats
+from experiments.report.columns import columns_of
 from experiments.report.command import main
 from experiments.report.page import Code, Heading, Table, to_html, to_markdown
 from experiments.report.text import dataset_title
-from experiments.results import columns_of, find_runs
+from experiments.results import find_runs
 
 
 @pytest.fixture
@@ -219,21 +221,19 @@ def test_validation_chooses_the_epoch_and_the_test_never_does(runs):
     assert column.settings[1].accuracy.mean == pytest.approx(80)
 
 
-SPHERICAL = {
-    "dataset": "cifar10",
-    "model": "resnet20",
-    "protocol": "spherical",
-    "batch_size": 128,
-    "dtype": "float32",
-}
-ADAM = {"learning_rate": 0.001, "b1": 0.9, "b2": 0.99, "weight_decay": 0.0005}
+def published_config(protocol, model, optimizer, *options):
+    """The configuration of a published run."""
+    args = ["--dataset=cifar10", f"--model={model}", f"--optimizer={optimizer}"]
+    config = to_json(parse([*args, f"--protocol={protocol}", *options]))
+    return json.loads(json.dumps(config))
 
 
 def test_published_figure_is_compared_under_its_settings_alone(runs):
-    options = {**SPHERICAL, "hyperparameters": ADAM}
     lines = [line_of(e, 0.92, validation=0.9) for e in range(1, 406)]
-    write_run(runs / "a", config_of("adam", epochs=405, **options), lines)
-    write_run(runs / "b", config_of("adam", epochs=3, **options), lines[:3])
+    full = published_config("spherical", "resnet20", "adam")
+    short = published_config("spherical", "resnet20", "adam", "--epochs=3")
+    write_run(runs / "a", full, lines)
+    write_run(runs / "b", short, lines[:3])
     text = report(runs)
     rows = [line for line in text.splitlines() if line.startswith("| adam |")]
     assert [row.split(" | ")[1:5] for row in sorted(rows)] == [
@@ -245,23 +245,26 @@ def test_published_figure_is_compared_under_its_settings_alone(runs):
 
 
 def test_other_hyperparameters_are_a_departure(runs):
-    other = {**ADAM, "weight_decay": 0.0}
-    options = {**SPHERICAL, "hyperparameters": other, "epochs": 405}
-    write_run(runs / "a", config_of("adam", **options), [line_of(1, 0.9)], None)
+    config = published_config("spherical", "resnet20", "adam", "--weight-decay=0")
+    write_run(runs / "a", config, [line_of(1, 0.9)], None)
     (column,) = columns(runs)
     figure = published.published_figure(column.settings[0])
     assert figure.mean == 90.98
-    assert figure.departures == ("weight_decay 0.0, published 0.0005",)
+    assert figure.departures == ("weight_decay 0, published 0.0005",)
 
 
 def test_options_tell_published_rows_apart(runs):
     for switch in ("local", "global"):
-        options = {"dataset": "cifar10", "model": "resnet18", "protocol": "swats"}
-        config = config_of("swats", hyperparameters={"switch": switch}, **options)
+        config = published_config("swats", "densenet121", "swats", f"--switch={switch}")
         write_run(runs / switch, config, [line_of(1, 0.9)], None)
     (column,) = columns(runs)
+    assert [label.split(" sgd_milestones")[0] for label in column.labels] == [
+        "swats switch=global milestones=[0.75]",
+        "swats switch=local milestones=[0.5]",
+    ]
     figures = [published.published_figure(setting) for setting in column.settings]
-    assert {figure.mean: figure.std for figure in figures} == {94.13: None, 92.89: None}
+    assert [figure.mean for figure in figures] == [93.30, 94.62]
+    assert [figure.departures for figure in figures] == [(), ()]
 
 
 @pytest.mark.parametrize(
@@ -279,8 +282,9 @@ def test_data_sets_have_titles(name, title):
 
 
 def test_jpeg_is_not_compared_with_published_figures(runs):
-    options = {**SPHERICAL, "dataset": "folder:/data/cifar10-jpeg.tar.xz"}
-    add(runs, "adam", 0, 90.0, **options)
+    config = published_config("spherical", "resnet20", "adam")
+    config["dataset"] = "folder:/data/cifar10-jpeg.tar.xz"
+    write_run(runs / "a", config, [line_of(1, 0.9)], None)
     text = report(runs)
     assert "## CIFAR-10 (JPEG), resnet20" in text
     assert "not with published CIFAR-10 figures" in text

@@ -1,11 +1,23 @@
-"""Runs an optimizer over gradients that are given beforehand."""
+"""Runs optimizers over gradients that are given beforehand, and compares."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
+import reference
+
+# Leaves of every rank, and the number of steps, of comparisons with the reference.
+SHAPES = {
+    "attention": (6, 4),
+    "bias": (5,),
+    "conv": (3, 2, 2, 4),
+    "conv1d": (3, 2, 5),
+    "scale": (),
+}
+STEPS = 25
 
 
 def follow(
@@ -79,3 +91,54 @@ def assert_same_trajectory(
         )
         allowed = tolerance * magnitude + 1e-4 * tolerance * largest
         assert np.all(off <= allowed), f"{name}: a number differs from its reference"
+
+
+def falling(start, end=0.0):
+    """A linear schedule in the precision of the session, whatever the count's."""
+    return lambda count: start + (end - start) * jnp.asarray(count, float) / (2 * STEPS)
+
+
+def wavy(count):
+    """A schedule that goes up and down."""
+    return 0.5 + 0.4 * jnp.cos(0.3 * jnp.asarray(count, float))
+
+
+def random_tree(seed, shapes=SHAPES, dtype=np.float64):
+    rng = np.random.default_rng(seed)
+
+    def leaf(shape):
+        x = rng.normal(size=shape)
+        if np.issubdtype(dtype, np.complexfloating):
+            x = x + 1j * rng.normal(size=shape)
+        return np.asarray(x, dtype)
+
+    return {name: leaf(shape) for name, shape in shapes.items()}
+
+
+def gradients_of(seed, tangent=None, shapes=SHAPES, dtype=np.float64):
+    """Gradients with a common direction, so that the weights travel.
+
+    Leaves named in ``tangent`` get gradients orthogonal to each of their groups,
+    as those of a scale-invariant loss are.
+    """
+    drift = random_tree((seed, 0), shapes, dtype)
+
+    def gradient(step, x):
+        noise = random_tree((seed, 1, step), shapes, dtype)
+        grads = {name: drift[name] + noise[name] for name in shapes}
+        for name, axes in (tangent or {}).items():
+            g, at = grads[name], x[name]
+            radial = reference.dot(at, g, axes) / reference.dot(at, at, axes)
+            grads[name] = g - radial * at
+        return grads
+
+    return gradient
+
+
+def compare(optimizer, coroutine, gradient):
+    """The library against a reference that drives the gradients."""
+    start = next(coroutine)
+    gradients, trajectory = reference.walk(coroutine, start, gradient, STEPS)
+    actual, state = follow_slowly(optimizer, start, gradients)
+    assert_same_trajectory(actual, stack(trajectory), tolerance=1e-9)
+    return actual, state

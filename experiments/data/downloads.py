@@ -66,7 +66,7 @@ def make_builder(name: str) -> Any:
 def needed_archives(name: str) -> list[Needed]:
     """The archives that a data set is prepared from."""
     builder = make_builder(name)
-    from tensorflow_datasets.core.download import resource
+    from tensorflow_datasets.core.download import resource  # type: ignore
 
     downloads = data_dir() / "downloads"
     by_hand = builder.MANUAL_DOWNLOAD_INSTRUCTIONS is not None

@@ -232,8 +232,8 @@ def _read_ahead(
     batches: _TrainSteps | _TestSteps, start: int, workers: int
 ) -> Generator[Batch]:
     try:
-        import grain
-        from absl import flags
+        import grain  # type: ignore  # may be missing
+        from absl import flags  # type: ignore
     except ImportError:
         raise UsageError(
             "this data set is streamed by grain, which is not installed: pip install"

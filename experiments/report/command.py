@@ -23,6 +23,7 @@ import tyro
 
 from experiments.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE, UsageError
 from experiments.report import text
+from experiments.report.columns import Column, columns_of, differing
 from experiments.report.figures import (
     TEST_ERROR,
     TRAINING_LOSS,
@@ -40,7 +41,7 @@ from experiments.report.page import (
 )
 from experiments.report.published import judge_claims, published_figure
 from experiments.report.tables import Section, write_curves, write_results, write_runs
-from experiments.results import COMMANDS, Column, Run, columns_of, differing, find_runs
+from experiments.results import COMMANDS, Run, find_runs
 
 FIGURES = "figures"
 _KINDS = ("accuracy", "error", "loss", "claims")

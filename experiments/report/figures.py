@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from experiments.report.columns import Column, Setting
 from experiments.report.published import UNDECIDED, Figure, Finding
-from experiments.results import Column, Setting
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,8 +7,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from experiments.errors import UsageError
+from experiments.protocols import PROTOCOLS, Names
 from experiments.report import stats
-from experiments.results import Column, Setting
+from experiments.report.columns import Column, Setting
 
 HOLDS, CONTRADICTED, UNDECIDED = "holds", "contradicted", "undecided"
 NOT_RUN, AMBIGUOUS, NO_GAP = "not run", "ambiguous", "no gap to close"
@@ -72,7 +74,7 @@ def published_figure(setting: Setting) -> Figure | None:
                         source["measure"],
                         values[0],
                         values[1] if len(values) > 1 else None,
-                        _departures(source["settings"], name, setting),
+                        _departures(source, setting),
                     )
                 )
     return min(found, key=lambda figure: len(figure.departures), default=None)
@@ -155,21 +157,31 @@ def _same(value: Any, text: str) -> bool:
     return str(value) == text
 
 
-def _departures(
-    published: Mapping[str, Any], source: str, setting: Setting
-) -> tuple[str, ...]:
+def _departures(source: Mapping[str, Any], setting: Setting) -> tuple[str, ...]:
     """Where the options of a row are not the published ones."""
     config, options = setting.config, setting.hyperparameters
-    pairs = [(name, config.get(name), value) for name, value in published.items()]
-    if source.startswith("spherical"):
-        table = _hyperparameters().get(config["dataset"], {}).get(config["model"], {})
-        tuned = table.get(setting.optimizer, {})
-        pairs += [(name, options.get(name), value) for name, value in tuned.items()]
+    published = dict(source["settings"])
+    if protocol := source.get("protocol"):
+        names = Names(config["dataset"], config["model"], setting.optimizer)
+        try:
+            settings = PROTOCOLS[protocol](names, options)
+        except UsageError:
+            return (f"--protocol {protocol} does not know these runs",)
+        published |= {**settings.options, **settings.hyperparameters}
+        published.pop("eval_batch_size", None)  # decides memory, not numbers
+    ours = {**config, **options}
     return tuple(
-        f"{name} {'none' if ours is None else ours}, published {theirs}"
-        for name, ours, theirs in pairs
-        if ours != theirs
+        f"{name} {_value(ours.get(name))}, published {_value(theirs)}"
+        for name, theirs in published.items()
+        if _value(ours.get(name)) != _value(theirs)
     )
+
+
+def _value(value: Any) -> str:
+    """An option as text, the same from JSON as from Python."""
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(_value, value))
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _difference(terms: Mapping[str, float]) -> str:
@@ -180,13 +192,4 @@ def _difference(terms: Mapping[str, float]) -> str:
 
 @cache
 def _table() -> dict[str, Any]:
-    return _read(Path(__file__).with_name("published.toml"))
-
-
-@cache
-def _hyperparameters() -> dict[str, Any]:
-    return _read(Path(__file__).parent.parent / "hyperparameters.toml")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return tomllib.loads(path.read_text())
+    return tomllib.loads(Path(__file__).with_name("published.toml").read_text())

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.report.columns import Column
 from experiments.report.published import Figure, Finding
 from experiments.report.text import Provenance, dataset_title
-from experiments.results import FINISHED, Column, Run
+from experiments.results import FINISHED, Run
 
 _RUN_FIELDS = (
     "dataset",

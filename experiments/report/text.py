@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.data import dataset_label
+from experiments.report.columns import Column, Setting, row_options
 from experiments.report.page import Block, Bullets, Code, Paragraph, Table
 from experiments.report.published import Figure, Finding
 from experiments.report.stats import Sample
-from experiments.results import FINISHED, Column, Run, Setting
+from experiments.results import FINISHED, Run
 from experiments.runs import METRICS
 
 _TITLES = {
@@ -49,7 +51,7 @@ def dataset_title(name: str) -> str:
     """How a data set is called in a report; of a folder or an archive, its name."""
     if not name.startswith("folder:"):
         return _TITLES.get(name, name)
-    stem = Path(name.removeprefix("folder:")).name.split(".")[0]
+    stem = dataset_label(name)
     if re.fullmatch(r"cifar-?_?10[-_ ]?jpe?g", stem, re.IGNORECASE):
         return CIFAR10_JPEG
     return f"Folder {stem}"
@@ -172,7 +174,7 @@ def provenance(runs: Sequence[Run], commands: Sequence[str]) -> Provenance:
     commits = _distinct((run.record.get("commit") or "")[:10] for run in runs)
     if commits:
         software.append("commit " + " and ".join(commits))
-    if any(run.record.get("uncommitted") for run in runs):
+    if any(run.record.get("uncommitted_changes") for run in runs):
         software.append("with uncommitted changes")
     days = sorted({_day(run) for run in runs})
     dates = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
@@ -214,7 +216,9 @@ def _accuracy_row(setting: Setting, label: str, figure: Figure | None) -> list[s
     count = str(setting.accuracy.n)
     if len(setting.runs) > setting.accuracy.n:
         count += f" of {len(setting.runs)}"
-    options = ", ".join(f"{n} {_value(v)}" for n, v in setting.hyperparameters.items())
+    options = ", ".join(
+        f"{n} {_value(v)}" for n, v in row_options(setting.config).items()
+    )
     accuracy = mean_and_std(setting.accuracy)
     return [label, count, accuracy, published, difference, options]
 

@@ -1,0 +1,61 @@
+"""The training command with a model that compiles fast, here or in a process."""
+
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+from experiments import models, trainer
+from experiments.models.resnet import ResNet
+from experiments.steps import compile_ahead
+from experiments.train import main
+
+TINY = partial(ResNet, widths=(4,), blocks=(1,))
+STEPS = 22  # of an epoch of the digits in batches of 64
+_FAST = partial(compile_ahead, options={"xla_backend_optimization_level": 0})
+
+
+def install(monkeypatch):
+    """Makes ``--model tiny`` known, for the length of a test."""
+    monkeypatch.setitem(models.MODELS, "tiny", TINY)
+    monkeypatch.setattr(trainer, "compile_ahead", _FAST)
+
+
+def start(*args, **options):
+    """Starts the command in a process of its own, with the tiny model."""
+    file = Path(__file__)
+    return subprocess.Popen(
+        [sys.executable, str(file), "--model", "tiny", *args],
+        cwd=file.parent.parent,
+        env={
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": str(file.parent.parent),
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def results(folder):
+    """The lines of ``metrics.jsonl`` without what a clock measured."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    lines = [json.loads(line) for line in lines]
+    for line in lines:
+        del line["timing"]
+    return lines
+
+
+def summary_of(folder):
+    """What is in ``summary.json``."""
+    return json.loads((folder / "summary.json").read_text())
+
+
+if __name__ == "__main__":
+    models.MODELS["tiny"] = TINY
+    trainer.compile_ahead = _FAST
+    sys.exit(main())
