@@ -11,6 +11,7 @@ ARGS ?=
 PYTEST ?= --numprocesses auto --dist worksteal
 
 comma := ,
+tested := experiments,sweep,test
 more := $(if $(EXTRAS),$(comma)$(EXTRAS))
 run := "$(VENV)/bin/python" -m
 old_enough := import sys; sys.exit(sys.version_info < (3, 11) and "$(PYTHON) is \
@@ -27,7 +28,7 @@ venv-train:
 	$(set_up) "$(VENV)" experiments$(more)
 
 venv-test:
-	$(set_up) "$(VENV)" experiments,test$(more)
+	$(set_up) "$(VENV)" $(tested)$(more)
 
 train: venv-train ## train; options in ARGS="..."
 	@$(run) experiments.train $(ARGS)
@@ -49,7 +50,7 @@ types: venv-test ## check the types
 	$(run) basedpyright --pythonpath "$(VENV)/bin/python"
 
 test-oldest: ## run doctests and tests with the oldest versions that are allowed
-	$(set_up) "$(VENV)-oldest" experiments,test --oldest
+	$(set_up) "$(VENV)-oldest" $(tested) --oldest
 	"$(VENV)-oldest/bin/python" -m pytest $(PYTEST)
 
 wheel: venv-test ## build the package into dist/

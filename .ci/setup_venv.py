@@ -41,8 +41,8 @@ def main() -> None:
             set_up(args.venv, args.extras, args.oldest, lock_file)
     except KeyboardInterrupt:
         sys.exit(f"interrupted; the next make starts {args.venv.name} afresh")
-    except subprocess.CalledProcessError as error:
-        sys.exit(f"could not set up {args.venv.name}: {error}")
+    except subprocess.CalledProcessError:
+        sys.exit(f"could not set up {args.venv.name}: what went wrong stands above")
 
 
 def set_up(venv: Path, extras: set[str], oldest: bool, lock_file: int) -> None:

@@ -113,6 +113,8 @@ class Work:
         outcome = run_job(job, lock, self.signals, self._left())
         if outcome.code == errors.EXIT_USAGE:
             raise UsageError(outcome.message.removeprefix("error: "))
+        if outcome.code == errors.EXIT_OUT_OF_TIME:
+            self.deadline = -math.inf
         state, detail = job.state()
         stopped = outcome.told or outcome.code in STOPPED
         if state not in (FINISHED, NOT_FINITE) and not stopped:

@@ -153,6 +153,8 @@ class Worker:
                 quiet=True,
                 keep_on=lambda: self._report(trial, job),
             )
+            if outcome.code == errors.EXIT_OUT_OF_TIME:
+                self.deadline = -math.inf
         self._report(trial, job)
         state, detail = job.state()
         if state == FINISHED:

@@ -84,6 +84,9 @@ def _pretend():
     if behaviour == "not finite":
         write_run(folder, config, lines[:1], "not finite", "loss nan")
         sys.exit(3)
+    if behaviour == "out of time":
+        write_run(folder, config, lines[:2], behaviour)
+        sys.exit(5)
     if behaviour == "break first" and not folder.exists():
         write_run(folder, config, lines[:2], None)
         os.kill(os.getpid(), signal.SIGKILL)

@@ -9,9 +9,11 @@ import threading
 import time
 from pathlib import Path
 
+import chex
+import jax
 import pytest
 
-from experiments import grid, launch
+from experiments import grid, launch, measure_seeds
 from experiments.config import parse, to_json
 from experiments.errors import UsageError
 from experiments.grid import choose_optimizers
@@ -234,6 +236,13 @@ def test_time_limit_is_passed_on(pretend, calls, out):
     assert calls() == []
 
 
+def test_run_that_is_out_of_time_ends_the_work(pretend, calls, out, capsys):
+    pretend(adam="out of time")
+    assert run(out, "--time-limit", "1m") == 5
+    assert len(calls()) == 1
+    assert "adam              2/4          -" in capsys.readouterr().out
+
+
 def test_training_that_ignores_its_time_limit_is_ended(pretend, out, monkeypatch):
     pretend(adam="slow")
     monkeypatch.setattr(launch, "_GRACE_SECONDS", -11.0)
@@ -286,6 +295,30 @@ def test_all_is_what_the_protocol_is_published_for():
     swats = choose_optimizers(["all"], "swats", "cifar10", "resnet18")
     assert swats == ["swats:switch=local", "swats:switch=global", "adabound"]
     assert "muon" in choose_optimizers(["all"], "none", "digits", "small_resnet")
+
+
+def test_seeds_together_are_trained_as_one_after_another():
+    options = measure_seeds.Options("convnet", "sgd", 4, 8, seeds=2, steps=2)
+    single = measure_seeds.one_after_another(options)
+    stacked = measure_seeds.together(options)
+    apart = [single.run(state) for state in single.states]
+    (start,) = stacked.states
+    joint = stacked.run(start)
+    for seed in (0, 1):
+        of_seed = jax.tree.map(lambda leaf, seed=seed: leaf[seed], joint)
+        chex.assert_trees_all_close(of_seed, apart[seed], rtol=1e-4, atol=1e-5)
+    assert int(joint.step[0]) == 2
+    assert measure_seeds.measure(single, options) > 0
+
+
+def test_measuring_seeds_prints_a_record(capsys):
+    tiny = ["--model=convnet", "--image-size=8", "--batch-size=2", "--seeds=1"]
+    assert measure_seeds.main([*tiny, "--steps=1", "--repeats=1"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["device"] == "cpu"
+    assert record["together"] > 0
+    assert measure_seeds.main(["--seeds=0"]) == 2
+    assert "--seeds must be at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
