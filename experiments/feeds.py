@@ -155,7 +155,7 @@ class EvaluationBatches:
     """
 
     def __init__(self, split: Split | Stream, size: int) -> None:
-        self._split, self._size = split, min(size, len(split))
+        self._split, self._size = split, size
         self._resident: list[tuple[jax.Array, ...]] | None = None
         if isinstance(split, Split):
             self._resident = list(self._padded(_slices(split, self._size)))
