@@ -218,9 +218,10 @@ def _overview(jobs: Sequence[Job], broken: Mapping[str, str]) -> str:
 def _cell(job: Job, broken: Mapping[str, str]) -> str:
     state, detail = job.state()
     if state in (NEW, INCOMPLETE):
-        with claim(job.lock) as lock:
-            if lock is None:
-                return "running"
+        if job.lock.exists():
+            with claim(job.lock) as lock:
+                if lock is None:
+                    return "running"
         if job.name in broken:
             return "broke"
         return "-" if state == NEW else detail.split()[0] + f"/{job.config.epochs}"

@@ -247,6 +247,7 @@ def test_full_disk_at_the_metrics(stopped, train, capsys, monkeypatch):
     assert ending(folder) == whole
 
 
+@pytest.mark.filterwarnings("ignore:os.fork")
 def test_full_disk_at_a_checkpoint(stopped, train):
     folder, whole = stopped
 
