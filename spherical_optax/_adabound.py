@@ -9,10 +9,10 @@ import optax
 from spherical_optax._checks import check_flag, check_numbers, is_traced, needs_params
 from spherical_optax._moments import (
     Number,
-    abs_sq,
     bias_correction,
     cast_tree,
     ema,
+    ema_of_squares,
     increment,
     value_at,
     zeros_like_params,
@@ -82,7 +82,7 @@ def scale_by_adabound(
         lower, upper = final * (1 - 1 / (age + 1)), final * (1 + 1 / age)
 
         mu = jax.tree.map(lambda g, m: ema(g, m, b1), updates, state.mu)
-        nu = jax.tree.map(lambda g, v: ema(abs_sq(g), v, b2), updates, state.nu)
+        nu = jax.tree.map(lambda g, v: ema_of_squares(g, v, b2), updates, state.nu)
         nu_max = jax.tree.map(jnp.maximum, state.nu_max, nu) if amsbound else ()
         steps = jax.tree.map(
             lambda m, v: jnp.clip(corrected / (jnp.sqrt(v) + eps), lower, upper) * m,

@@ -1,6 +1,7 @@
 """Checks of arguments: every error names the argument and what is allowed."""
 
 import math
+import operator
 from collections.abc import Collection
 from typing import Any
 
@@ -43,6 +44,27 @@ def check_flag(name: str, value: Any) -> None:
     """Raises a ValueError unless ``value`` is True or False."""
     if not isinstance(value, bool):
         raise ValueError(f"{name} must be True or False, got {value!r}")
+
+
+def check_whole(**arguments: Any) -> None:
+    """Raises a ValueError for the first argument that is no whole number >= 1."""
+    for name, value in arguments.items():
+        if is_traced(value):
+            continue
+        try:
+            whole = not isinstance(value, bool) and operator.index(value) >= 1
+        except TypeError:
+            whole = False
+        if not whole:
+            raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
+
+
+def check_transformation(name: str, value: Any) -> None:
+    """Raises a ValueError unless ``value`` is a transformation of Optax."""
+    if not isinstance(value, optax.GradientTransformation):
+        raise ValueError(
+            f"{name} must be an optax.GradientTransformation, got {value!r}"
+        )
 
 
 def check_dtype(name: str, dtype: Any) -> jnp.dtype | None:

@@ -10,10 +10,10 @@ from spherical_optax import geometry
 from spherical_optax._checks import check_flag, check_numbers, needs_params
 from spherical_optax._moments import (
     Number,
-    abs_sq,
     bias_correction,
     cast_tree,
     ema,
+    ema_of_squares,
     increment,
     value_at,
     zeros_like_params,
@@ -83,7 +83,7 @@ def scale_by_lamb(
         bias1, bias2 = _biases(b1, b2, count) if bias_correction else (1.0, 1.0)
 
         mu = jax.tree.map(lambda g, m: ema(g, m, b1), updates, state.mu)
-        nu = jax.tree.map(lambda g, v: ema(abs_sq(g), v, b2), updates, state.nu)
+        nu = jax.tree.map(lambda g, v: ema_of_squares(g, v, b2), updates, state.nu)
         adam_step = jax.tree.map(
             lambda m, v, x: m / bias1 / (jnp.sqrt(v / bias2) + eps) + decay * widen(x),
             mu,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from spherical_optax.geometry import real_dtype, widen
+from spherical_optax.geometry import real_dtype, widen, working_dtype
 
 Number = float | jax.Array
 
@@ -50,6 +50,17 @@ def ema(new: jax.Array, average: jax.Array, decay: Number) -> jax.Array:
     return decay * widen(average) + (1 - decay) * widen(new)
 
 
+def ema_of_squares(new: jax.Array, average: jax.Array, decay: Number) -> jax.Array:
+    """``decay average + (1 - decay) |new|^2``, real, float32 at least.
+
+    The square is never an array of its own: what else needs ``|new|^2``, a norm say,
+    would make XLA keep it, and write it to memory.
+    """
+    new = widen(new)
+    parts = [jnp.real(new), jnp.imag(new)] if jnp.iscomplexobj(new) else [new]
+    return sum([((1 - decay) * part) * part for part in parts], decay * widen(average))
+
+
 def bias_correction(decay: Number, count: jax.Array) -> jax.Array:
     """``1 - decay**count`` without the cancellation of that formula in float32."""
     if isinstance(decay, (int, float)):
@@ -76,6 +87,31 @@ def value_at(schedule: optax.ScalarOrSchedule, count: jax.Array) -> Number:
 def cast_tree(tree, like):
     """Casts a tree to the types of another one."""
     return optax.tree.cast_like(tree, like)
+
+
+def in_working_precision(
+    inner: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """Runs a transformation in float32 at least, whatever the parameters' type.
+
+    Its state is kept so, too, and its updates leave so. An ``eps`` that it adds would
+    vanish in float16.
+    """
+    inner = optax.with_extra_args_support(inner)
+
+    def widen_leaf(x):
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return x.update(dtype=working_dtype(x.dtype))
+        return widen(x)
+
+    def init_fn(params):
+        return inner.init(jax.tree.map(widen_leaf, params))
+
+    def update_fn(updates, state, params=None, **extra_args):
+        updates, params = jax.tree.map(widen, (updates, params))
+        return inner.update(updates, state, params, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def scale_by_adam(
@@ -110,7 +146,7 @@ def scale_by_adam(
         count = increment(state.count)
         bias1, bias2 = bias_correction(b1, count), bias_correction(b2, count)
         mu = jax.tree.map(lambda g, m: ema(g, m, b1), updates, state.mu)
-        nu = jax.tree.map(lambda g, v: ema(abs_sq(g), v, b2), updates, state.nu)
+        nu = jax.tree.map(lambda g, v: ema_of_squares(g, v, b2), updates, state.nu)
         ahead = (
             jax.tree.map(lambda g, m: ema(g, m, b1), updates, mu) if nesterov else mu
         )

@@ -350,8 +350,6 @@ def _share_and_cos(sums: list[jax.Array], eps: Number):
     """``<u, x> / (|x| + eps)^2`` and ``|cos(g, x)|``."""
     xx, gg, gx, ux = sums
     x_norm, g_norm = jnp.sqrt(xx), jnp.sqrt(gg)
-    share = geometry.divide(ux, jnp.square(x_norm + eps))
-    cos = geometry.divide(
-        jnp.abs(gx), jnp.maximum(g_norm, eps) * jnp.maximum(x_norm, eps)
-    )
-    return share, cos
+    share = ux * geometry.reciprocal(jnp.square(x_norm + eps))
+    norms = jnp.maximum(g_norm, eps) * jnp.maximum(x_norm, eps)
+    return share, jnp.abs(gx) * geometry.reciprocal(norms)

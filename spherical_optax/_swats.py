@@ -15,10 +15,10 @@ from spherical_optax._checks import (
 )
 from spherical_optax._moments import (
     Number,
-    abs_sq,
     bias_correction,
     cast_tree,
     ema,
+    ema_of_squares,
     increment,
     value_at,
     zeros_like_params,
@@ -33,19 +33,19 @@ SWITCHES = ("local", "global", "vector")
 class ScaleBySwatsState(NamedTuple):
     """State of :func:`scale_by_swats`.
 
-    The last four hold one entry a leaf, in the order of ``jax.tree.leaves``:
-    whether it switched, at which step (counted from 1; 0 before) and to which SGD
-    learning rate. :func:`swats_switch_points` puts the paths to them.
+    The last four hold one number a leaf: the estimate, whether the leaf switched, at
+    which step (counted from 1; 0 before) and to which SGD learning rate.
+    :func:`swats_switch_points` makes a table of them.
     """
 
     count: jax.Array  # shape=(), dtype=int32
     mu: optax.Updates  # shapes of the parameters; SGD's momentum after the switch
     nu: optax.Updates  # shapes of the parameters; still after the switch
     nu_max: optax.Updates  # shapes of the parameters; empty unless amsgrad
-    average: jax.Array  # shape=(leaves,): lam, the running mean of gamma
-    switched: jax.Array  # shape=(leaves,), dtype=bool
-    switch_step: jax.Array  # shape=(leaves,), dtype=int32
-    sgd_learning_rate: jax.Array  # shape=(leaves,)
+    average: optax.Updates  # one number a leaf: lam, the running mean of gamma
+    switched: optax.Updates  # one bool a leaf
+    switch_step: optax.Updates  # one int32 a leaf
+    sgd_learning_rate: optax.Updates  # one number a leaf
 
 
 class SwitchPoint(NamedTuple):
@@ -95,8 +95,8 @@ def swats_switch_points(
     unknown = set(paths) - {path for path, _ in leaves_with_paths(params)}
     if unknown:
         raise ValueError(f"params: the state has a leaf {min(unknown)!r} that it lacks")
-    [steps] = jax.tree.leaves(found[0].switch_step)
-    [rates] = jax.tree.leaves(found[0].sgd_learning_rate)
+    steps = jax.tree.leaves(found[0].switch_step)
+    rates = jax.tree.leaves(found[0].sgd_learning_rate)
     points = [
         SwitchPoint(path, int(step), float(rate))
         for path, step, rate in zip(paths, steps, rates, strict=True)
@@ -142,65 +142,89 @@ def scale_by_swats(
     check_flag("amsgrad", amsgrad)
 
     def init_fn(params):
-        leaves = jax.tree.leaves(params)
-        dtype = real_dtype(jnp.result_type(jnp.float32, *leaves))
+        dtype = real_dtype(jnp.result_type(jnp.float32, *jax.tree.leaves(params)))
+
+        def per_leaf(dtype):
+            return jax.tree.map(lambda _: jnp.zeros([], dtype), params)
+
         return ScaleBySwatsState(
             count=jnp.zeros([], jnp.int32),
             mu=zeros_like_params(params),
             nu=zeros_like_squares(params),
             nu_max=zeros_like_squares(params) if amsgrad else (),
-            average=jnp.zeros(len(leaves), dtype),
-            switched=jnp.zeros(len(leaves), bool),
-            switch_step=jnp.zeros(len(leaves), jnp.int32),
-            sgd_learning_rate=jnp.zeros(len(leaves), dtype),
+            average=per_leaf(dtype),
+            switched=per_leaf(bool),
+            switch_step=per_leaf(jnp.int32),
+            sgd_learning_rate=per_leaf(dtype),
         )
+
+    # Compiled functions, so that leaves of one shape are traced once for all.
+    @jax.jit
+    def leaf_step(g, m, v, v_max, switched, switch_step, sgd_rate, rates):
+        count, adam_rate, sgd_factor = rates
+        # The buffer holds SGD's momentum from the step after the switch on.
+        carry = jnp.where(switch_step == count, 0, b1)
+        sgd = carry * widen(m) + widen(g)
+        mu = jnp.where(switched, sgd, ema(g, m, b1))
+        nu = jnp.where(switched, widen(v), ema_of_squares(g, v, b2))
+        nu_max = jnp.maximum(v_max, nu) if amsgrad else nu
+        p = adam_rate * mu / (jnp.sqrt(nu_max) + eps)
+        ahead = widen(g) + b1 * mu if nesterov else mu
+        step = jnp.where(switched, sgd_factor * sgd_rate * ahead, p)
+        pp, pg = geometry.dot(p, p, ()), geometry.dot(p, g, ())
+        return _Leaf(step, mu, nu, nu_max, pp.reshape(()), pg.reshape(()))
+
+    @jax.jit
+    def estimate(pp, pg, average, switched, count, bias2):
+        """The mean, what it estimates, and whether it is close enough to switch."""
+        told = (pg != 0) & ~switched
+        gamma = pp / jnp.where(told, pg, 1)
+        average = jnp.where(told, ema(gamma, average, b2), average)
+        close = jnp.abs(average / bias2 - gamma) < threshold
+        meets = told & close & (average > 0) & (count > 1)
+        return _Estimate(average, average / bias2, meets)
 
     def update_fn(updates, state, params=None):
         del params
         count = increment(state.count)
         bias1, bias2 = bias_correction(b1, count), bias_correction(b2, count)
         adam_rate = value_at(learning_rate, state.count) * jnp.sqrt(bias2) / bias1
-        sgd_factor = (1 - b1) * value_at(sgd_scale, state.count)
-
-        switched = _unstack(state.switched, updates)
-        sgd_rate = _unstack(sgd_factor * state.sgd_learning_rate, updates)
-        # The buffer holds SGD's momentum from the step after the switch on.
-        carry = _unstack(jnp.where(state.switch_step == state.count, 0, b1), updates)
-
-        def momentum(g, m, switched, carry):
-            sgd = carry * widen(m) + widen(g)
-            return jnp.where(switched, sgd, ema(g, m, b1))
-
-        mu = jax.tree.map(momentum, updates, state.mu, switched, carry)
-        nu = jax.tree.map(
-            lambda g, v, switched: jnp.where(switched, widen(v), ema(abs_sq(g), v, b2)),
+        rates = (state.count, adam_rate, (1 - b1) * value_at(sgd_scale, state.count))
+        leaves = jax.tree.map(
+            lambda *leaf: leaf_step(*leaf, rates),
             updates,
+            state.mu,
             state.nu,
-            switched,
+            state.nu_max if amsgrad else state.nu,
+            state.switched,
+            state.switch_step,
+            state.sgd_learning_rate,
         )
-        nu_max = jax.tree.map(jnp.maximum, state.nu_max, nu) if amsgrad else ()
-        adam = jax.tree.map(
-            lambda m, v: adam_rate * m / (jnp.sqrt(v) + eps),
-            mu,
-            nu_max if amsgrad else nu,
-        )
-
-        def step(g, m, p, switched, rate):
-            ahead = widen(g) + b1 * m if nesterov else m
-            return jnp.where(switched, rate * ahead, p)
-
-        steps = jax.tree.map(step, updates, mu, adam, switched, sgd_rate)
-        lengths = _stack(jax.tree.map(lambda p: geometry.dot(p, p, ()), adam), state)
-        products = _stack(
-            jax.tree.map(lambda p, g: geometry.dot(p, g, ()), adam, updates), state
-        )
-        decided = _decide(state, lengths, products, count, bias2, b2, threshold, switch)
-        return cast_tree(steps, updates), ScaleBySwatsState(
+        known = (*_products(leaves, switch), state.average, state.switched)
+        estimates = jax.tree.map(lambda *leaf: estimate(*leaf, count, bias2), *known)
+        sgd_rate = _field(estimates, "sgd_learning_rate")
+        meets = _field(estimates, "meets")
+        if switch == "global":
+            together = estimate(*map(_stack, known), count, bias2)
+            sgd_rate, meets = _first_to_meet(together, meets)
+        return cast_tree(_field(leaves, "step"), updates), ScaleBySwatsState(
             count=count,
-            mu=cast_tree(mu, state.mu),
-            nu=cast_tree(nu, state.nu),
-            nu_max=cast_tree(nu_max, state.nu_max),
-            **decided,
+            mu=cast_tree(_field(leaves, "mu"), state.mu),
+            nu=cast_tree(_field(leaves, "nu"), state.nu),
+            nu_max=cast_tree(_field(leaves, "nu_max"), state.nu) if amsgrad else (),
+            average=cast_tree(_field(estimates, "average"), state.average),
+            switched=jax.tree.map(jnp.logical_or, state.switched, meets),
+            switch_step=jax.tree.map(
+                lambda meets, step: jnp.where(meets, count, step),
+                meets,
+                state.switch_step,
+            ),
+            sgd_learning_rate=jax.tree.map(
+                lambda meets, new, rate: jnp.where(meets, new, rate).astype(rate.dtype),
+                meets,
+                sgd_rate,
+                state.sgd_learning_rate,
+            ),
         )
 
     return optax.with_extra_args_support(
@@ -310,47 +334,60 @@ def swats(
     )
 
 
-def _stack(numbers: optax.Updates, state: ScaleBySwatsState) -> jax.Array:
-    """One number a leaf, as an array of the state's type."""
-    flat = [n.reshape(()).astype(state.average.dtype) for n in jax.tree.leaves(numbers)]
-    return jnp.stack(flat) if flat else jnp.zeros_like(state.average)
+class _Leaf(NamedTuple):
+    """What a step makes of a leaf."""
+
+    step: jax.Array
+    mu: jax.Array
+    nu: jax.Array
+    nu_max: jax.Array
+    pp: jax.Array  # <p, p>
+    pg: jax.Array  # -<p, g>, since p has the sign of the gradient here
 
 
-def _unstack(numbers: jax.Array, like: optax.Updates) -> optax.Updates:
-    """The inverse: a tree with one number a leaf."""
-    structure = jax.tree.structure(like)
-    return structure.unflatten(jnp.unstack(numbers))
+class _Estimate(NamedTuple):
+    """What is known of SGD's learning rate."""
+
+    average: jax.Array
+    sgd_learning_rate: jax.Array
+    meets: jax.Array
 
 
-def _decide(
-    state: ScaleBySwatsState,
-    pp: jax.Array,
-    pg: jax.Array,
-    count: jax.Array,
-    bias2: jax.Array,
-    b2: Number,
-    threshold: Number,
-    switch: str,
-) -> dict[str, jax.Array]:
-    """Updates the estimates and says which leaves switch.
+def _field(tree: optax.Updates, name: str) -> optax.Updates:
+    """One field of every :class:`_Leaf` or :class:`_Estimate` of a tree."""
+    return jax.tree.map(
+        lambda node: getattr(node, name),
+        tree,
+        is_leaf=lambda node: isinstance(node, (_Leaf, _Estimate)),
+    )
 
-    ``pp`` and ``pg`` hold <p, p> and -<p, g> of each leaf.
-    """
-    if switch == "vector":
-        pp, pg = jnp.full_like(pp, pp.sum()), jnp.full_like(pg, pg.sum())
-    told = (pg != 0) & ~state.switched
-    gamma = pp / jnp.where(told, pg, 1)
-    average = jnp.where(told, ema(gamma, state.average, b2), state.average)
-    estimate = average / bias2
-    close = jnp.abs(estimate - gamma) < threshold
-    meets = told & close & (average > 0) & (count > 1)
-    if switch == "global" and meets.size:
-        estimate = jnp.full_like(estimate, estimate[jnp.argmax(meets)])
-        meets = jnp.full_like(meets, meets.any())
-    rate = jnp.where(meets, estimate, state.sgd_learning_rate)
-    return {
-        "average": average.astype(state.average.dtype),
-        "switched": state.switched | meets,
-        "switch_step": jnp.where(meets, count, state.switch_step),
-        "sgd_learning_rate": rate.astype(state.sgd_learning_rate.dtype),
-    }
+
+def _stack(numbers: optax.Updates) -> jax.Array:
+    """The numbers of a tree, one a leaf, as an array."""
+    leaves = jax.tree.leaves(numbers)
+    return jnp.stack(leaves) if leaves else jnp.zeros(0)
+
+
+def _products(leaves: optax.Updates, switch: str) -> tuple[optax.Updates, ...]:
+    """<p, p> and -<p, g> of each leaf, or of the whole tree for each leaf."""
+    pp, pg = _field(leaves, "pp"), _field(leaves, "pg")
+    if switch != "vector":
+        return pp, pg
+    # One array with two uses: of two, XLA would gather the numbers of all leaves again
+    # in each element of the sums, and compile for a minute where there are hundreds.
+    numbers = _stack([pp, pg])
+    second = jnp.arange(numbers.size) >= numbers.size // 2
+    total_pp = jnp.sum(jnp.where(second, 0, numbers))
+    total_pg = jnp.sum(jnp.where(second, numbers, 0))
+    return jax.tree.map(lambda _: total_pp, pp), jax.tree.map(lambda _: total_pg, pg)
+
+
+def _first_to_meet(
+    estimates: _Estimate, leaves: optax.Updates
+) -> tuple[optax.Updates, ...]:
+    """For all leaves, the SGD rate of the first that switches, and whether one does."""
+    if not estimates.meets.size:
+        return leaves, leaves
+    first = jnp.argmax(estimates.meets)
+    rate, some = estimates.sgd_learning_rate[first], estimates.meets[first]
+    return jax.tree.map(lambda _: rate, leaves), jax.tree.map(lambda _: some, leaves)

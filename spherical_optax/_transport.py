@@ -12,7 +12,11 @@ import jax.numpy as jnp
 import optax
 
 from spherical_optax import geometry
-from spherical_optax._checks import check_numbers, needs_params
+from spherical_optax._checks import (
+    check_numbers,
+    check_transformation,
+    needs_params,
+)
 from spherical_optax.geometry import ChannelAxes, widen
 from spherical_optax.labels import check_axes, path_string
 
@@ -82,12 +86,12 @@ def rescale_and_transport(
     check_numbers(non_negative={"eps": eps})
 
     def move(x1, x2):
-        scale = geometry.dot(x2, x2, channel_axes) + eps
-        along = geometry.divide(geometry.dot(x1, x2, channel_axes), scale)
-        shrink = geometry.divide(geometry.dot(x1, x1, channel_axes), scale)
+        scale = geometry.reciprocal(geometry.dot(x2, x2, channel_axes) + eps)
+        along = geometry.dot(x1, x2, channel_axes) * scale
+        shrink = geometry.dot(x1, x1, channel_axes) * scale
 
         def vector(m):
-            away = geometry.divide(geometry.dot(m, x2, channel_axes), scale)
+            away = geometry.dot(m, x2, channel_axes) * scale
             return along * widen(m) - away * widen(x1)
 
         return vector, lambda v: shrink * widen(v)
@@ -124,10 +128,11 @@ def transport_on_sphere(
 
     def move(x1, y):
         norms = geometry.norm(x1, channel_axes) * geometry.norm(y, channel_axes)
-        along = geometry.divide(geometry.dot(x1, y, channel_axes), norms + eps)
+        scale = geometry.reciprocal(norms + eps)
+        along = geometry.dot(x1, y, channel_axes) * scale
 
         def vector(m):
-            away = geometry.divide(geometry.dot(m, y, channel_axes), norms + eps)
+            away = geometry.dot(m, y, channel_axes) * scale
             return along * widen(m) - away * widen(x1)
 
         return vector, lambda v: v
@@ -207,13 +212,7 @@ def retract_to_sphere(
       True
     """
     check_numbers(non_negative={"eps": eps})
-    if isinstance(radius, str):
-        if radius not in ("initial", "current"):
-            raise ValueError(
-                f"radius must be a number > 0, 'initial' or 'current', got {radius!r}"
-            )
-    else:
-        check_numbers(positive={"radius": radius})
+    check_radius(radius)
     from_init = isinstance(radius, str) and radius == "initial"
 
     def init_fn(params):
@@ -221,7 +220,7 @@ def retract_to_sphere(
         if not from_init:
             return RetractToSphereState(radius=())
         return RetractToSphereState(
-            jax.tree.map(lambda x: _norm_or_shape(x, channel_axes), params)
+            jax.tree.map(lambda x: norm_or_shape(x, channel_axes), params)
         )
 
     def update_fn(updates, state, params=None):
@@ -239,7 +238,17 @@ def retract_to_sphere(
     )
 
 
-def _norm_or_shape(x: Any, channel_axes: ChannelAxes) -> jax.Array:
+def check_radius(radius: jax.typing.ArrayLike | str) -> None:
+    """Raises a ValueError unless ``radius`` is a positive number or a known word."""
+    if not isinstance(radius, str):
+        check_numbers(positive={"radius": radius})
+    elif radius not in ("initial", "current"):
+        raise ValueError(
+            f"radius must be a number > 0, 'initial' or 'current', got {radius!r}"
+        )
+
+
+def norm_or_shape(x: Any, channel_axes: ChannelAxes) -> jax.Array:
     """Norms of the groups; zeros of their shape for an abstract array."""
     if isinstance(x, jax.ShapeDtypeStruct):
         norms = jax.eval_shape(lambda x: geometry.norm(x, channel_axes), x)
@@ -257,10 +266,7 @@ def _carry_moments(
 
     ``move(x1, x2)`` returns what becomes of a vector and of a second moment.
     """
-    if not isinstance(inner, optax.GradientTransformation):
-        raise ValueError(
-            f"inner must be an optax.GradientTransformation, got {inner!r}"
-        )
+    check_transformation("inner", inner)
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params):
