@@ -11,14 +11,14 @@ ARGS ?=
 PYTEST ?= --numprocesses auto --dist worksteal
 
 comma := ,
-tested := experiments,sweep,test
+tested := datasets,experiments,sweep,tensorboard,test
 more := $(if $(EXTRAS),$(comma)$(EXTRAS))
 run := "$(VENV)/bin/python" -m
 old_enough := import sys; sys.exit(sys.version_info < (3, 11) and "$(PYTHON) is \
 Python %d.%d; 3.11 or newer is needed: set PYTHON=..." % sys.version_info[:2] or 0)
 set_up := @$(PYTHON) -c '$(old_enough)' && $(PYTHON) .ci/setup_venv.py
 
-.PHONY: help venv-train venv-test train test format format-check lint types \
+.PHONY: help venv-train venv-test train bench test format format-check lint types \
 	test-oldest wheel clean
 
 help: ## list the targets
@@ -32,6 +32,9 @@ venv-test:
 
 train: venv-train ## train; options in ARGS="..."
 	@$(run) experiments.train $(ARGS)
+
+bench: venv-train ## measure speed and memory; options in ARGS, PyTorch with EXTRAS=bench
+	@$(run) experiments.bench $(or $(ARGS),all)
 
 test: format-check lint types ## check format, lint and types, then run doctests and tests
 	$(run) pytest $(PYTEST)

@@ -164,7 +164,13 @@ def choose_optimizers(
         if protocol == "swats":
             return ["swats:switch=local", "swats:switch=global", "adabound"]
         if protocol == "spherical":
-            return published_optimizers(dataset, model)
+            published = published_optimizers(dataset, model)
+            if not published:
+                raise UsageError(
+                    f"--optimizers all: --protocol spherical is published for none with"
+                    f" {model} on {dataset}; name them, or choose --protocol none"
+                )
+            return published
         return list(OPTIMIZERS)
     for name in names:
         check_name("--optimizers", name.split(":")[0], ["all", *OPTIMIZERS])

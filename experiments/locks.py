@@ -15,7 +15,7 @@ class FolderLock:
 
     def __init__(self, descriptor: int | None = None) -> None:
         self._release = (
-            weakref.finalize(self, os.close, descriptor) if descriptor else None
+            None if descriptor is None else weakref.finalize(self, os.close, descriptor)
         )
 
     def release(self) -> None:

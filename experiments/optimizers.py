@@ -22,6 +22,7 @@ _NOT_OPTIONS = {
     "channel_axis",
     "mu_dtype",
     "accumulator_dtype",
+    "radius",
 }
 
 Rate = optax.ScalarOrSchedule
@@ -124,6 +125,20 @@ def muon(
     )
 
 
+def rotational(
+    learning_rate: Rate,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.1,
+    labels: Any = None,
+) -> optax.GradientTransformation:
+    """Balanced rotation over Adam: the angles that AdamW would settle at."""
+    return so.rotational(
+        optax.scale_by_adam(b1, b2, eps), learning_rate, weight_decay, labels=labels
+    )
+
+
 @dataclass(frozen=True)
 class Optimizer:
     """A builder, its default learning rate, and defaults other than the builder's."""
@@ -148,6 +163,10 @@ OPTIMIZERS: dict[str, Optimizer] = {
     # projection
     "adamp": Optimizer(so.adamp, 1e-3),
     "sgdp": Optimizer(so.sgdp, 0.1, {"momentum": 0.9}),
+    # on spheres of fixed radius
+    "adamh": Optimizer(so.adamh, 1e-2),
+    "muonh": Optimizer(so.muonh, 1e-2),
+    "rotational": Optimizer(rotational, 1e-3),
     # from Adam to SGD
     "swats": Optimizer(so.swats, 1e-3, {"threshold": 1e-5}),
     "adabound": Optimizer(so.adabound, 1e-3),

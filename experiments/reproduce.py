@@ -42,8 +42,14 @@ from experiments.grid import (
     run_job,
 )
 from experiments.launch import LOCKS, Signals, claim
-from experiments.results import COMMANDS, FINISHED, INCOMPLETE, NOT_FINITE
-from experiments.values import parse_duration, parse_seeds
+from experiments.results import (
+    COMMANDS,
+    FINISHED,
+    INCOMPLETE,
+    NOT_FINITE,
+    read_commands,
+)
+from experiments.values import make_folder, parse_duration, parse_seeds
 
 _OURS = ("--seed", "--optimizer", "--overwrite", "--resume", "--config")
 """Options of a run that the grid decides."""
@@ -163,6 +169,7 @@ def reproduce(options: Options, rest: Sequence[str]) -> int:
     with Signals() as signals:
         work = Work(jobs, deadline, signals)
         if not options.list:
+            make_folder("--out", out)
             _note_command(options, rest, out)
             work.run()
     _say("\n" + _overview(jobs, work.broken))
@@ -237,10 +244,9 @@ def _note_command(options: Options, rest: Sequence[str], out: Path) -> None:
         command += ["--protocol", options.protocol]
     line = shlex.join([*command, *rest, "--out", str(out)])
     with claim(out / LOCKS / COMMANDS, wait=True):
-        file = out / COMMANDS
-        lines = file.read_text().splitlines() if file.exists() else []
+        lines = read_commands(out)
         if line not in lines:
-            file.write_text("\n".join([*lines, line]) + "\n")
+            (out / COMMANDS).write_text("\n".join([*lines, line]) + "\n")
 
 
 def _exit_code(jobs: Sequence[Job], work: Work) -> int:

@@ -58,14 +58,11 @@ class Run:
 
     @property
     def state(self) -> str:
-        """``FINISHED`` only if every epoch is there and the last one is finite."""
+        """``FINISHED`` only if the last epoch is finite as well."""
         status = self.summary.get("status")
-        if status == NOT_FINITE:
-            return NOT_FINITE
-        all_there = len(self.lines) == self.config["epochs"]
-        if status == FINISHED and all_there:
+        if status == FINISHED:
             return FINISHED if math.isfinite(self.accuracy) else NOT_FINITE
-        return INCOMPLETE
+        return NOT_FINITE if status == NOT_FINITE else INCOMPLETE
 
     @property
     def detail(self) -> str:
@@ -124,7 +121,19 @@ def read_run(path: Path) -> Run:
     ):
         raise UnreadableRunError(f"{CONFIG} is not that of a run")
     summary = _read_json(path / SUMMARY) if (path / SUMMARY).exists() else {}
-    return Run(path, record, _read_lines(path / METRICS), summary)
+    lines = _read_lines(path / METRICS)
+    if summary.get("status") == FINISHED and len(lines) != config["epochs"]:
+        raise UnreadableRunError(
+            f"{METRICS} has {len(lines)} of {config['epochs']} epochs, and {SUMMARY}"
+            " says that the run is finished"
+        )
+    return Run(path, record, lines, summary)
+
+
+def read_commands(folder: Path) -> list[str]:
+    """The commands that made the runs in a folder, as far as they can be read."""
+    file = folder / COMMANDS
+    return file.read_text(errors="replace").splitlines() if file.is_file() else []
 
 
 def _run_folders(folders: Iterable[Path]) -> Iterator[Path]:

@@ -117,8 +117,7 @@ class RunFolder:
 
     def read_config(self) -> dict[str, Any] | None:
         """``config.json``; None if there is none."""
-        path = self.path / CONFIG
-        return json.loads(path.read_text()) if path.exists() else None
+        return _read_object(self.path / CONFIG)
 
     def resume(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Brings the files to where the run goes on: after so many epochs."""
@@ -137,9 +136,12 @@ class RunFolder:
         return [json.loads(line) for line in lines]
 
     def read_summary(self) -> dict[str, Any]:
-        """How the run ended; empty if it did not."""
-        path = self.path / SUMMARY
-        return json.loads(path.read_text()) if path.exists() else {}
+        """How the run ended; empty if it did not.
+
+        Raises:
+          UsageError: it is damaged.
+        """
+        return _read_object(self.path / SUMMARY) or {}
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes how the run ended."""
@@ -175,6 +177,21 @@ def _contents(path: Path) -> Iterator[Path]:
     return (p for p in path.iterdir() if not p.name.endswith(_UNFINISHED))
 
 
+def _read_object(path: Path) -> dict[str, Any] | None:
+    """A file of a run; None if there is none."""
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{path}: damaged: {error}; --overwrite begins the run anew"
+        ) from None
+    if not isinstance(found, dict):
+        raise UsageError(f"{path}: damaged: no object; --overwrite begins the run anew")
+    return found
+
+
 def _is_run(path: Path) -> bool:
     """Whether the folder's config.json was written by :class:`RunFolder`."""
     try:
@@ -199,6 +216,7 @@ def _provenance() -> dict[str, Any]:
         "uncommitted_changes": None if changes is None else bool(changes),
         "machine": {
             "system": platform.platform(),
+            "processor": _processor(),
             "cpus": os.cpu_count(),
             "devices": [device.device_kind for device in jax.devices()],
         },
@@ -208,6 +226,16 @@ def _provenance() -> dict[str, Any]:
             if name.startswith(("JAX_", "XLA_"))
         },
     }
+
+
+def _processor() -> str | None:
+    """The name of the processor; None where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or None
+    names = (line.partition(":")[2].strip() for line in lines if "model name" in line)
+    return next(names, None)
 
 
 def _git(*args: str) -> str | None:

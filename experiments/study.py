@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial, Trial
 
-_NOTE = "note"
-"""Attribute of a trial that ended without a result of its own: why."""
+_NOTE, _REPEAT = "note", "repeat"
+"""Attributes of a trial that ended without a result of its own: why."""
 
 
 def import_optuna() -> Any:
@@ -129,9 +129,14 @@ class Search:
         """
         states = self._optuna.trial.TrialState
         for trial in self._get(states.RUNNING):
-            if trial.params and is_dead(trial.params):
+            # Parameters are set under the lock: where some are missing while this
+            # worker has it, the one that was at it is gone.
+            chosen = len(trial.params) == len(self._distributions)
+            if not chosen or is_dead(trial.params):
+                # In this order: killed in between, a point comes twice, which costs
+                # little, and is never lost.
+                self._study.enqueue_trial(self._point(trial))
                 self._study.tell(trial.number, state=states.FAIL)
-                self._study.enqueue_trial(trial.params)
         all_begun = self._trials is None or self._begun() >= self._trials
         if all_begun and not self._get(states.WAITING):
             return None
@@ -155,13 +160,19 @@ class Search:
         trial.set_user_attr(_NOTE, note)
         self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
 
+    def repeat(self, trial: "Trial") -> None:
+        """A trial has the setting of one that another worker is at."""
+        trial.set_user_attr(_REPEAT, True)
+        self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
+
     def counts(self) -> dict[str, int]:
         """How many trials there are of each kind."""
         states = self._optuna.trial.TrialState
         kinds = {
             "complete": self._get(states.COMPLETE),
             "pruned": self._get(states.PRUNED),
-            "failed": self._failed(),
+            "failed": self._ended_with(_NOTE),
+            "repeated": self._ended_with(_REPEAT),
             "running": self._get(states.RUNNING),
             "waiting": self._get(states.WAITING),
         }
@@ -176,12 +187,18 @@ class Search:
         """Trials that count against the number to do."""
         states = self._optuna.trial.TrialState
         counted = (states.COMPLETE, states.PRUNED, states.RUNNING)
-        return len(self._get(*counted)) + len(self._failed())
+        ended = [*self._ended_with(_NOTE), *self._ended_with(_REPEAT)]
+        return len(self._get(*counted)) + len(ended)
 
-    def _failed(self) -> list["FrozenTrial"]:
-        """Those that failed for good, and were not begun again."""
+    def _ended_with(self, attribute: str) -> list["FrozenTrial"]:
+        """Those that ended for good without a result, and were not begun again."""
         failed = self._get(self._optuna.trial.TrialState.FAIL)
-        return [trial for trial in failed if _NOTE in trial.user_attrs]
+        return [trial for trial in failed if attribute in trial.user_attrs]
+
+    @staticmethod
+    def _point(trial: "FrozenTrial") -> dict[str, Any]:
+        """What was chosen for a trial, or is to be chosen as it was enqueued."""
+        return {**trial.system_attrs.get("fixed_params", {}), **trial.params}
 
     def _get(self, *states: Any) -> list["FrozenTrial"]:
         return self._study.get_trials(deepcopy=False, states=states)

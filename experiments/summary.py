@@ -86,7 +86,7 @@ def summary_line(config: Config, summary: Mapping[str, Any]) -> str:
     if summary["epochs"]:
         line += f": test accuracy {summary['test_accuracy']:.2%}"
         if summary["selected_by"] == "validation":
-            line += f" (best validation after epoch {summary['selected_epoch']};"
+            line += f" (best validation after epoch {summary['selected_epoch']}; "
         else:
             line += " ("
         line += (

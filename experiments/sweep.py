@@ -47,10 +47,9 @@ from experiments.results import (
     is_number,
     read_run,
 )
-from experiments.runs import CONFIG
 from experiments.search_space import Space, parse_space, published_space
 from experiments.study import Search, open_storage
-from experiments.values import parse_duration
+from experiments.values import make_folder, parse_duration
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -123,7 +122,7 @@ class Worker:
                     job = self.job(trial.params)
                     lock = held.enter_context(claim(job.lock))
                     if lock is None:
-                        self.search.fail(trial, "another worker has this setting")
+                        self.search.repeat(trial)
                         continue
                 self._try(trial, job, lock)
 
@@ -241,8 +240,11 @@ def sweep(options: Options, rest: Sequence[str]) -> int:
         (dataset_label(config.dataset), config.model, config.optimizer)
     )
     out = options.out or Path("runs") / f"sweep-{name}"
-    with open_storage(options.storage) as storage, Signals() as signals:
+    make_folder("--out", out)
+    with ExitStack() as held, Signals() as signals:
         with claim(out / LOCKS / "study", wait=True):
+            # Of several workers one alone makes the tables of a new database.
+            storage = held.enter_context(open_storage(options.storage))
             search = Search(
                 storage,
                 name,
@@ -275,8 +277,7 @@ def _conclude(search: Search, worker: Worker) -> int:
     _say(", ".join(f"{n} {kind}" for kind, n in counts.items()))
     if best:
         job = worker.job(best.params)
-        run = read_run(job.folder) if (job.folder / CONFIG).exists() else None
-        split = "validation" if run and run.validated else "test"
+        split = "validation" if job.config.validation_fraction else "test"
         _say(f"best {split} accuracy {best.value:.2f} %: trial {best.number}")
         _say(shlex.join(["python", "-m", "experiments.train", *job.args]))
     if worker.signals.received:

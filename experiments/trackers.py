@@ -81,14 +81,18 @@ class WeightsAndBiases:
         file = folder / WANDB_ID
         if not file.exists():
             file.write_text(uuid.uuid4().hex[:8] + "\n")
-        self._run = wandb.init(
-            project="spherical_optax",
-            name=folder.name,
-            id=file.read_text().strip(),
-            dir=str(folder),
-            config=dict(config),
-            resume="allow",
-        )
+        try:
+            self._run = wandb.init(
+                project="spherical_optax",
+                name=folder.name,
+                id=file.read_text().strip(),
+                dir=str(folder),
+                config=dict(config),
+                resume="allow",
+            )
+        except Exception as error:  # no account, no network: it has many classes
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UsageError(f"--wandb: {reason}") from error
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Adds an epoch."""

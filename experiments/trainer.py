@@ -114,8 +114,10 @@ class Trainer:
             while (left := epoch * self.steps_per_epoch - self.step) > 0:
                 steps = pipeline.steps_of_next_call(left)
                 pause(pipeline.seconds_ahead(steps))
+                pipeline.clock.start()  # to wait for images is time as well
+                source = self._feed.source()
                 pipeline.begin_call()
-                self._do(steps)
+                self._do(source, steps)
                 pipeline.add(self._tally, steps)
                 while pipeline.full():
                     finish_oldest()
@@ -231,9 +233,9 @@ class Trainer:
         augment = self._dataset.augment if config.augment else None
         return ResidentFeed(train, self.batch_size, config.seed, self._key, augment)
 
-    def _do(self, steps: int) -> None:
+    def _do(self, source: Any, steps: int) -> None:
         """Hands so many steps to the device, and does not wait for them."""
-        arguments = [self.state, self._tally, self._feed.source()]
+        arguments = [self.state, self._tally, source]
         if self._many_steps:
             arguments.append(np.int32(steps))
         self.state, self._tally = self._step(*arguments)

@@ -1,6 +1,7 @@
-"""Values that several commands take, and how they are spelled."""
+"""Values that several commands take: how they are spelled, and what they stand for."""
 
 import re
+from pathlib import Path
 
 from experiments.errors import UsageError
 
@@ -40,3 +41,15 @@ def parse_duration(option: str, text: str) -> float:
     if not match or float(match[1]) == 0:
         raise UsageError(f"{option} must be a time like 90s, 9m or 1.5h, got {text!r}")
     return float(match[1]) * _SECONDS[match[2] or "s"]
+
+
+def make_folder(option: str, path: Path) -> None:
+    """Makes a folder where there is none.
+
+    Raises:
+      UsageError: it cannot be made; the message names ``option``.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{option} {path}: {error.strerror}") from None

@@ -48,7 +48,7 @@ def label_conv_filters(params: optax.Params) -> LabelTree:
       >>> label_conv_filters({"conv": jnp.ones((3, 3, 4, 8)), "bias": jnp.ones(8)})
       {'bias': 'euclidean', 'conv': 'filter'}
     """
-    return _map_with_path(
+    return map_with_path(
         lambda _, leaf: "filter" if ndim(leaf) >= 3 else "euclidean", params
     )
 
@@ -93,7 +93,7 @@ def label_by_path(
         matches = (label for rule, label in compiled if rule.fullmatch(path))
         return next(matches, default)
 
-    return lambda params: _map_with_path(label_leaf, params)
+    return lambda params: map_with_path(label_leaf, params)
 
 
 def path_string(path: Sequence[Any]) -> str:
@@ -119,6 +119,19 @@ def leaves_with_paths(tree: Any) -> list[tuple[str, Any]]:
     return [(path_string(path), _unwrap(leaf)) for path, leaf in found]
 
 
+def paths_of_leaves(tree: Any) -> list[str]:
+    """Lists the path of every array of a tree, in the order of its leaves.
+
+    Arrays in one Flax variable have that variable's path.
+
+    Example:
+      >>> paths_of_leaves({"a": [1.0, 2.0]})
+      ['a/0', 'a/1']
+    """
+    found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_variable)
+    return [path_string(path) for path, node in found for _ in jax.tree.leaves(node)]
+
+
 def partition_by_label(
     spherical: Callable[[Sequence[int]], optax.GradientTransformation],
     euclidean: optax.GradientTransformation,
@@ -142,21 +155,49 @@ def partition_by_label(
       ValueError: at ``init`` and ``update``, naming the path, for a leaf without a
         label, a label that is not in ``channel_axes``, or an axis out of range.
     """
-    table = CHANNEL_AXES if channel_axes is None else channel_axes
-    if not isinstance(table, Mapping):
-        raise ValueError(
-            f"channel_axes must be a mapping from label to axes, got {channel_axes!r}"
-        )
+    table = checked_table(channel_axes)
     transforms: dict[Hashable, optax.GradientTransformation] = {
         label: euclidean if axes is None else spherical(geometry.checked_axes(axes))
         for label, axes in table.items()
     }
 
     def resolve(tree: optax.Params) -> LabelTree:
-        given = label_conv_filters if labels is None else labels
-        return _resolve(given(tree) if callable(given) else given, tree, table)
+        return _resolve(labels, tree, table)
 
     return optax.partition(transforms, resolve)
+
+
+def checked_table(channel_axes: ChannelAxesTable | None) -> ChannelAxesTable:
+    """Returns the table from label to axes; ``None`` means ``CHANNEL_AXES``.
+
+    Raises:
+      ValueError: it is no table, or the axes are not sequences of integers.
+    """
+    table = CHANNEL_AXES if channel_axes is None else channel_axes
+    if not isinstance(table, Mapping):
+        raise ValueError(
+            f"channel_axes must be a mapping from label to axes, got {channel_axes!r}"
+        )
+    for axes in table.values():
+        if axes is not None:
+            geometry.checked_axes(axes)
+    return table
+
+
+def axes_by_path(
+    labels: Labels | None, channel_axes: ChannelAxesTable | None, tree: optax.Params
+) -> dict[str, Sequence[int] | None]:
+    """Lists the channel axes of every leaf, ``None`` where it lies on no sphere.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> params = {"conv": jnp.ones((3, 3, 4, 8)), "bias": jnp.ones(8)}
+      >>> axes_by_path(None, None, params)
+      {'bias': None, 'conv': (-1,)}
+    """
+    table = checked_table(channel_axes)
+    found = leaves_with_paths(_resolve(labels, tree, table))
+    return {path: table[label] for path, label in found}
 
 
 def check_axes(tree: optax.Params, channel_axes: Sequence[int]) -> None:
@@ -167,10 +208,11 @@ def check_axes(tree: optax.Params, channel_axes: Sequence[int]) -> None:
 
 
 def _resolve(
-    labels: LabelTree, tree: optax.Params, table: ChannelAxesTable
+    labels: Labels | None, tree: optax.Params, table: ChannelAxesTable
 ) -> LabelTree:
-    """Spreads a label tree over the leaves of ``tree`` and checks every one."""
-    by_path = dict(leaves_with_paths(labels))
+    """Spreads labels over the leaves of ``tree`` and checks every one."""
+    given = label_conv_filters if labels is None else labels
+    by_path = dict(leaves_with_paths(given(tree) if _is_function(given) else given))
 
     def label_of(path: str, leaf: Any) -> str:
         prefixes = (path.rsplit("/", n)[0] for n in range(path.count("/") + 1))
@@ -187,7 +229,17 @@ def _resolve(
             _check_leaf_axes(path, ndim(leaf), axes)
         return label
 
-    return _map_with_path(label_of, tree)
+    return map_with_path(label_of, tree)
+
+
+def _is_function(labels: Any) -> bool:
+    """Whether labels come from a function.
+
+    A module of Equinox with a label at each leaf can be called, too.
+    """
+    leaves = jax.tree.leaves(labels)
+    is_tree = bool(leaves) and all(isinstance(leaf, str) for leaf in leaves)
+    return callable(labels) and not is_tree
 
 
 def _check_leaf_axes(path: str, ndim: int, channel_axes: Sequence[int]) -> None:
@@ -197,7 +249,7 @@ def _check_leaf_axes(path: str, ndim: int, channel_axes: Sequence[int]) -> None:
         raise ValueError(f"the leaf {path!r}: {error}") from None
 
 
-def _map_with_path(function: Callable[[str, Any], str], tree: Any) -> LabelTree:
+def map_with_path(function: Callable[[str, Any], str], tree: Any) -> LabelTree:
     """Maps (path, leaf) over a tree whose Flax variables count as leaves.
 
     A variable of NNX is a node with one child, `value`, until it is made pure. So

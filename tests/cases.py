@@ -17,7 +17,14 @@ import optax
 import spherical_optax as so
 
 # Exports that are no transformations.
-OTHER_EXPORTS = {"label_by_path", "label_conv_filters", "swats_switch_points"}
+OTHER_EXPORTS = {
+    "detect_invariance",
+    "equilibrium_rotation",
+    "label_by_path",
+    "label_conv_filters",
+    "sphere_statistics",
+    "swats_switch_points",
+}
 
 DEPTHWISE = {**so.CHANNEL_AXES, "depthwise": (-2, -1)}
 
@@ -49,6 +56,16 @@ class Case:
     solves: tuple[str, ...] = ("parabola", "rosenbrock", "matrix", "mixed")
     schedules: tuple[str, ...] = ("learning_rate", "weight_decay")
     needs_params: bool = True
+
+    @property
+    def cancels(self) -> bool:
+        """Whether updates are differences of numbers of the size of the weights."""
+        return self.name in CANCELLING
+
+    @property
+    def numbers_a_group(self) -> int:
+        """How many numbers it keeps for each group beside Adam's moments."""
+        return NUMBERS_A_GROUP.get(self.name, 0)
 
     @property
     def id(self) -> str:
@@ -94,7 +111,21 @@ BLOCK_NAMES = {
 # Blocks with a learning rate of their own that keep the gradient's sign.
 DESCENT_BLOCKS = {"scale_by_adabound", "scale_by_swats"}
 # Blocks that stand after the learning rate.
-LAST_BLOCKS = {"retract_to_sphere"}
+LAST_BLOCKS = {"project_to_norm", "retract_to_sphere"}
+
+
+# Beside Adam's two moments: the radius, and a mean of squared lengths.
+NUMBERS_A_GROUP = {"adamh": 1, "hyperball": 1, "rotational": 2}
+# Updates that are small next to what they are the difference of.
+CANCELLING = {
+    "adamh",
+    "hyperball",
+    "muonh",
+    "project_to_norm",
+    "project_to_tangent",
+    "retract_to_sphere",
+    "rotational",
+}
 
 
 _ANY = "(.*/)?"  # any folder in a path
@@ -125,11 +156,50 @@ _NO_DECAY = ("learning_rate",)
 _ADABOUND = {"learning_rate": 1e-1, "final_learning_rate": 2e-3}
 _SWATS = {"learning_rate": 1e-2, "threshold": 1e-5}
 
+
+def _on_spheres(name: str, variant: str = "", **kwargs: Any) -> list[Case]:
+    """One member of that list, for optimizers that differ in little else."""
+    schedules = ("learning_rate", "weight_decay")
+    return [
+        dataclasses.replace(
+            case, schedules=schedules if "weight_decay" in kwargs else _NO_DECAY
+        )
+        for case in _spherical(name, **kwargs)
+        if case.variant == variant
+    ]
+
+
 OPTIMIZERS: list[Case] = [
     *_spherical("adams", learning_rate=1e-1),
     *_spherical("adamsrt", learning_rate=1e-1),
     *_spherical("adamg", learning_rate=1e-1),
     *_spherical("sgdmrt", **_SGD),
+    *_on_spheres("hyperball", base=optax.scale_by_adam(), learning_rate=1e-2),
+    Case(
+        "hyperball",
+        {"base": optax.trace(0.9), "learning_rate": 1e-2, "radius": 2.0},
+        "2.0",
+        static=("labels",),
+        solves=("sphere",),
+        schedules=_NO_DECAY,
+    ),
+    *_on_spheres("adamh", "layer", learning_rate=1e-2),
+    *_on_spheres("muonh", learning_rate=1e-2),
+    *_on_spheres("muonh", "layer", learning_rate=1e-2),
+    # It leaves the mean of a group alone, which matters least for the largest groups.
+    *_on_spheres(
+        "rotational",
+        "layer",
+        base=optax.scale_by_adam(),
+        learning_rate=1e-2,
+        weight_decay=1e-2,
+    ),
+    Case(
+        "monitor_sphere",
+        {"inner": optax.sgd(1e-3, momentum=0.9)},
+        static=("labels",),
+        schedules=(),
+    ),
     Case("adamp", {"learning_rate": 1e-1, "weight_decay": 1e-6}),
     Case("adamp", {"learning_rate": 1e-2, "nesterov": True}, "nesterov"),
     Case("adamp", {"learning_rate": 1e-1, "channel_axis": 0}, "first-axis"),
@@ -225,6 +295,21 @@ BLOCKS: list[Case] = [
         for radius in ("initial", "current", 2.0)
     ),
     Case(
+        "project_to_norm",
+        {"every": 3},
+        static=("labels",),
+        learning_rate=1e-2,
+        solves=("parabola", "matrix", "mixed", "sphere"),
+        schedules=(),
+    ),
+    Case(
+        "add_corrected_weight_decay",
+        {"weight_decay": 1e-2, "learning_rate": 1e-3, "peak_learning_rate": 1e-3},
+        static=("labels",),
+        learning_rate=1e-3,
+        solves=("parabola", "matrix", "mixed"),
+    ),
+    Case(
         "scale_by_swats",
         {**_SWATS, "switch": "global"},
         solves=_ALL,
@@ -262,7 +347,7 @@ DISTINCT = [
     case
     for case in CASES
     if case.variant not in ("corrected", "current", "depthwise", "filters", "nesterov")
-    and (case.variant != "layer" or case.name == "adamsrt")
+    and (case.variant != "layer" or case.name in ("adamh", "adamsrt", "rotational"))
 ]
 SPHERICAL_NAMES = ("adams", "adamsrt", "adamg", "sgdmrt")
 

@@ -39,6 +39,10 @@ WRONG = {
     "channel_axes": (3, "last", [("filter", (-1,))]),
     "radius": (-1.0, math.nan, "start", None),
     "inner": (3, None, optax.adam),
+    "base": (3, None, optax.scale_by_adam),
+    "norm_decay": (1.0, -0.1, math.nan, "x"),
+    "every": (0, -1, 1.5, True, "often", None),
+    "peak_learning_rate": (0.0, -1e-3, math.nan, "x"),
 }
 # Fine at the edge of the range.
 RIGHT = {
@@ -55,6 +59,8 @@ RIGHT = {
     "channel_axis": (0, np.int64(1)),
     "wd_ratio": (0, 1),
     "gamma": (1, 1e-9),
+    "every": (1, np.int64(7)),
+    "norm_decay": (0.0, 0.999),
 }
 # Arguments that two kinds of functions share by name alone: for blocks these are a
 # sequence of axes, which the leaf's shape decides on.

@@ -188,6 +188,21 @@ def test_convolutions_are_filters_but_for_the_last_layer(name):
     assert "head/bias" in labels
 
 
+def test_layer_of_an_unknown_name_is_an_error_and_not_euclidean():
+    kernel = jnp.ones((3, 3, 4, 8))
+    params = {"stage1": {"depthwise": {"kernel": kernel}}, "stem": {"kernel": kernel}}
+    with pytest.raises(
+        ValueError, match=r"leaf 'stage1/depthwise/kernel' of shape \(3"
+    ):
+        label_spheres(params)
+    # A convolution with a bias is not followed by a batch norm, whatever its name.
+    with pytest.raises(ValueError, match="'conv1/bias'"):
+        label_spheres({"conv1": {"kernel": kernel, "bias": jnp.ones(8)}})
+    # Nor is what only looks like the last layer the last layer.
+    with pytest.raises(ValueError, match="'stage1/head/kernel'"):
+        label_spheres({"stage1": {"head": {"kernel": kernel}}})
+
+
 def loss_after_scaling(make, label):
     """The loss, and for each filter of that label the loss with it 3 times as long."""
     graph, params, stats = trained(make, length=1e3, dtype=jnp.float64)

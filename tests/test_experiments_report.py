@@ -63,8 +63,10 @@ def test_mean_and_deviation_over_seeds(runs):
         add(runs, "adam", seed, accuracy)
     add(runs, "sgd", 0, 95.0)
     text = report(runs)
-    assert "| adam | 3 | 97.33 (1.53) | - | - |" in text
-    assert "| sgd | 1 | 95.00 (-) | - | - |" in text
+    # Without a published figure there is no column for one.
+    assert "| optimizer | n | test accuracy | options |" in text
+    assert "| adam | 3 | 97.33 (1.53) | learning" in text
+    assert "| sgd | 1 | 95.00 (-) | learning" in text
     adam, sgd = tables(runs)[0]["rows"]
     assert adam["test_accuracy"] == pytest.approx(
         {"n": 3, "mean": 97 + 1 / 3, "std": np.std([96, 97, 99], ddof=1)}
@@ -79,7 +81,7 @@ def test_only_finished_runs_count(runs, capsys):
     add(runs, "adam", 1, 10.0, status=None)
     add(runs, "adam", 2, 10.0, status="interrupted")
     add(runs, "adam", 3, 10.0, status="not finite")
-    short = add(runs, "adam", 4, 10.0)
+    short = add(runs, "adam", 4, 10.0, status="out of time")
     lines = (short / "metrics.jsonl").read_text().splitlines(keepends=True)
     (short / "metrics.jsonl").write_text("".join(lines[:-1]))
     last = {**line_of(3, 0.1), "test_accuracy": None}
@@ -106,6 +108,10 @@ def test_only_finished_runs_count(runs, capsys):
         (
             lambda p: (p / "summary.json").write_text('{"sta'),
             "summary.json is not",
+        ),
+        (
+            lambda p: (p / "metrics.jsonl").unlink(),
+            "metrics.jsonl has 0 of 3 epochs, and summary.json says that the run is",
         ),
         (
             lambda p: (p / "metrics.jsonl").write_text("x\n"),
@@ -142,7 +148,7 @@ def test_line_that_a_kill_cut_short_is_left_out(runs):
     (cut / "metrics.jsonl").write_text(text[:-20])
     text = report(runs)
     assert "| incomplete | 2 of 3 epochs |" in text
-    assert "| adam | 0 of 1 | - | - | - |" in text
+    assert "| adam | 0 of 1 | - | learning" in text
 
 
 def test_missing_metrics_and_odd_provenance_do_not_stop_the_report(runs):
@@ -169,6 +175,19 @@ def test_no_runs_is_a_usage_error(runs, capsys, make):
     assert main([str(runs)]) == 2
     assert f"error: RUNS {runs}: " in capsys.readouterr().err
     assert not (runs / "report").exists()
+
+
+def test_folder_that_cannot_be_is_a_usage_error(runs, capsys):
+    add(runs, "adam", 0, 90)
+    assert main([str(runs), "--out", "/proc/nowhere"]) == 2
+    error = capsys.readouterr().err
+    assert error == "error: --out /proc/nowhere: No such file or directory\n"
+
+
+def test_list_of_commands_that_is_no_text_is_shown_as_far_as_it_is(runs):
+    add(runs, "adam", 0, 90)
+    (runs / "commands.txt").write_bytes(b"python \xff\xfe\n")
+    assert "python \N{REPLACEMENT CHARACTER}" in report(runs)
 
 
 def test_runs_with_different_settings_are_never_mixed(runs):

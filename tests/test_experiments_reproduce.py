@@ -100,6 +100,13 @@ def test_more_seeds_are_added_to_a_grid(pretend, calls, out):
     assert len((out / "commands.txt").read_text().splitlines()) == 2
 
 
+def test_list_of_commands_that_is_no_text_is_not_in_the_way(pretend, out):
+    assert run(out) == 0
+    (out / "commands.txt").write_bytes(b"\xff\xfe\n")
+    assert run(out) == 0
+    assert "--seeds 0..1" in (out / "commands.txt").read_text().splitlines()[1]
+
+
 def test_list_runs_nothing(pretend, calls, out, capsys):
     assert run(out, "--list") == 5
     assert calls() == []
@@ -152,6 +159,10 @@ def test_damaged_run_is_named_and_not_touched(pretend, calls, out, capsys):
     printed = capsys.readouterr().out
     assert f"{out}/adam-seed0: metrics.jsonl: line 1 is not that epoch's" in printed
     assert metrics.read_text() == "{\n"
+    metrics.unlink()  # to resume a run that is finished would change nothing
+    assert run(out) == 1
+    assert calls() == []
+    assert "metrics.jsonl has 0 of 4 epochs" in capsys.readouterr().out
 
 
 def test_claimed_runs_are_left_to_their_owner(pretend, calls, out, capsys):
@@ -266,6 +277,13 @@ def test_training_that_ignores_its_time_limit_is_ended(pretend, out, monkeypatch
         (["--resume"], "--resume: the grid decides it"),
         (["--time-limit", "9 hours"], "--time-limit must be a time like 90s, 9m"),
         (["--model", "resnet"], "--model: unknown name 'resnet'"),
+        (
+            ["--protocol", "spherical", "--optimizers", "all"],
+            "--optimizers all: --protocol spherical is published for none with"
+            " small_resnet on digits",
+        ),
+        (["--out", "/proc/nowhere"], "--out /proc/nowhere: No such file or directory"),
+        (["--out", __file__], f"--out {__file__}: File exists"),
     ],
 )
 def test_usage_errors_come_before_any_run(

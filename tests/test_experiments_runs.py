@@ -122,3 +122,17 @@ def test_terminal_has_a_bar_with_loss_accuracy_and_speed():
     assert "\x1b" in shown
     for part in ("epoch 2/2", "loss 0.1250", "accuracy 75.00%", "1,234 images/s"):
         assert part in shown
+
+
+@pytest.mark.parametrize("text", ["", '{"status": ', "[]", "\ufffd"])
+def test_damaged_summary_is_named(run, text):
+    (run / "summary.json").write_text(text)
+    folder = RunFolder(run, overwrite=False, resume=True)
+    with pytest.raises(UsageError, match=r"summary\.json: damaged"):
+        folder.read_summary()
+
+
+def test_folder_with_a_damaged_config_is_refused(run):
+    (run / "config.json").write_text('{"config": ')
+    with pytest.raises(UsageError, match="not a run folder"):
+        RunFolder(run, overwrite=False, resume=True)

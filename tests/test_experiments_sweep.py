@@ -213,3 +213,53 @@ def test_space_is_read():
     }
     assert Range(1e-4, 0.1).log
     assert not Range(0, 0.1).log
+
+
+@pytest.mark.parametrize("storage", ["sweep.db", "sweep.journal"])
+def test_point_of_a_worker_killed_before_it_chose_is_not_lost(
+    sweep, calls, tmp_path, capsys, storage
+):
+    """Optuna begins a trial first, and sets its parameters one by one."""
+    optuna = pytest.importorskip("optuna")
+    shared = ["--dataset=digits", "--model=small_resnet", "--optimizer=adam"]
+    shared.append("--epochs=4")
+    space = parse_space("adam", [DECAYS, "b2=0.99,0.999"])
+    with open_storage(str(tmp_path / storage)) as kept:
+        name = "digits-small_resnet-adam"
+        search = Search(kept, name, space, shared, trials=None, warmup=1)
+        search._study.ask()  # nothing chosen
+        half = search._study.ask()
+        half.suggest_categorical("weight_decay", [0.3, 0.0, 0.1])
+        states = optuna.trial.TrialState
+        assert len(search._study.get_trials(states=[states.RUNNING])) == 2
+    assert sweep(DECAYS, "b2=0.99,0.999", storage=storage) == 0
+    assert calls() == 6
+    assert "6 complete" in capsys.readouterr().out
+
+
+def test_storage_is_opened_by_one_worker_at_a_time(sweep, monkeypatch, tmp_path):
+    """Two that made the tables of a database together would be in each other's way."""
+    opened = study.open_storage
+
+    def watched(place):
+        with launch.claim(tmp_path / "runs/.locks/study") as lock:
+            assert lock is None
+        return opened(place)
+
+    monkeypatch.setattr("experiments.sweep.open_storage", watched)
+    assert sweep("weight_decay=0", storage="sweep.db") == 0
+
+
+def test_setting_that_another_worker_has_is_no_failure(sweep, tmp_path, capsys):
+    """Workers that draw from few settings may draw the same."""
+    with launch.claim(tmp_path / "runs/.locks/b2=0.9"):
+        tpe = ("b2=0.9", "--sampler", "tpe", "--trials", "2")
+        assert sweep(*tpe) == 0
+    assert "2 repeated" in capsys.readouterr().out
+
+
+def test_best_run_that_is_damaged_does_not_hide_the_result(sweep, tmp_path, capsys):
+    assert sweep(DECAYS) == 0
+    (tmp_path / "runs/weight_decay=0.0/summary.json").write_text("{")
+    assert sweep(DECAYS) == 0
+    assert "best test accuracy 90.00 %" in capsys.readouterr().out

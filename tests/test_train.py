@@ -8,16 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_training import install, start
 
-from experiments import data, models, trainer
-from experiments.models.resnet import ResNet
-from experiments.steps import compile_ahead
+from experiments import data, trainer
 from experiments.train import main
 
 FILES = {"config.json", "metrics.jsonl", "summary.json", "learning_curves.png"}
@@ -27,10 +25,7 @@ BATCH, STEPS = 64, 22  # of an epoch of the digits
 @pytest.fixture
 def train(tmp_path, monkeypatch):
     """Runs the command on a model that compiles fast: its exit code and its folder."""
-    tiny = partial(ResNet, widths=(4,), blocks=(1,))
-    monkeypatch.setitem(models.MODELS, "tiny", tiny)
-    fast = partial(compile_ahead, options={"xla_backend_optimization_level": 0})
-    monkeypatch.setattr(trainer, "compile_ahead", fast)
+    install(monkeypatch)
     out = tmp_path / "run"
 
     def train(*options, folder=out):
@@ -94,10 +89,10 @@ def test_default_command_reaches_its_accuracy(tmp_path):
     assert summary["timing"]["images_per_second"] > 0
 
 
-def test_config_repeats_the_run_to_the_last_bit(tmp_path):
+def test_config_repeats_the_run_to_the_last_bit(train, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
-    args = ["--optimizer", "swats", "--threshold", "0.05", "--epochs", "2"]
-    assert main([*args, "--out", str(first)]) == 0
+    args = ["--optimizer", "swats", "--threshold", "0.05"]
+    assert train(*args, folder=first)[0] == 0
     repeat = ["--config", str(first / "config.json"), "--out", str(second)]
     assert main(repeat) == 0
     assert results(first) == results(second)
@@ -277,7 +272,7 @@ def broken_evaluation(graph, dataset):
 
 def test_ctrl_c_ends_cleanly_and_keeps_the_metrics(tmp_path):
     folder = tmp_path / "run"
-    with command("--epochs", "5000", "--out", str(folder)) as process:
+    with start("--epochs", "5000", "--out", str(folder)) as process:
         path = folder / "metrics.jsonl"
         deadline = time.monotonic() + 200
         while not path.exists() or len(path.read_text().splitlines()) < 3:

@@ -6,9 +6,11 @@ resumes asks for the batches from its step on, with any number of workers.
 
 import contextlib
 import functools
+import multiprocessing
 import os
 import signal
 import sys
+import threading
 import weakref
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -23,6 +25,7 @@ from experiments.data.decoding import open_image
 from experiments.errors import UsageError
 
 _MOST_WORKERS = 16
+_FEW_IMAGES = 64  # are decoded before a worker has even started
 
 Batch = tuple[np.ndarray, np.ndarray]
 """Images (batch, size, size, 3), uint8, and labels (batch,), int32."""
@@ -85,7 +88,8 @@ class Stream:
           start: the first step to make the batch of.
           stop: the step to stop before.
           augment: if false, images are cropped as for the test.
-          workers: processes that decode; 0 decodes in this one.
+          workers: processes that decode; 0 decodes in this one, and so it is by
+            default for a few images.
         """
         if not 0 < batch_size <= len(self):
             raise UsageError(
@@ -103,7 +107,7 @@ class Stream:
         Args:
           batch_size: images a batch.
           start: the first batch to make.
-          workers: processes that decode; 0 decodes in this one.
+          workers: as of the training.
         """
         return _read(_TestSteps(self, batch_size), start, workers)
 
@@ -221,7 +225,8 @@ def _read(
 ) -> Iterator[Batch]:
     """The batches from ``start`` on, made ahead of time by worker processes."""
     if workers is None:
-        workers = min(os.cpu_count() or 1, _MOST_WORKERS)
+        few = (len(batches) - start) * batches.batch_size < _FEW_IMAGES
+        workers = 0 if few else min(os.cpu_count() or 1, _MOST_WORKERS)
     workers = min(workers, len(batches) - start)
     if workers <= 0:
         return (batches[place] for place in range(start, len(batches)))
@@ -251,12 +256,23 @@ def _read_ahead(
     )
     options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=2)
     with contextlib.closing(
-        iter(dataset.mp_prefetch(options, worker_init_fn=_leave_interrupts))
+        iter(dataset.mp_prefetch(options, worker_init_fn=_begin_worker))
     ) as iterator:
         yield from iterator
 
 
-def _leave_interrupts(worker: int, workers: int) -> None:
-    """Ctrl-C is for the process that reads the batches; it ends the workers."""
+def _begin_worker(worker: int, workers: int) -> None:
+    """Ctrl-C is for the process that reads the batches: it ends the workers.
+
+    Where that is killed it cannot, and they would wait for it forever.
+    """
     del worker, workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    reader = multiprocessing.parent_process()
+
+    def end_with_reader() -> None:
+        if reader is not None:
+            reader.join()
+            os._exit(1)
+
+    threading.Thread(target=end_with_reader, daemon=True).start()

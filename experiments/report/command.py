@@ -41,7 +41,8 @@ from experiments.report.page import (
 )
 from experiments.report.published import judge_claims, published_figure
 from experiments.report.tables import Section, write_curves, write_results, write_runs
-from experiments.results import COMMANDS, Run, find_runs
+from experiments.results import Run, find_runs, read_commands
+from experiments.values import make_folder
 
 FIGURES = "figures"
 _KINDS = ("accuracy", "error", "loss", "claims")
@@ -88,7 +89,7 @@ def write_report(folders: Sequence[Path], out: Path, title: str) -> str:
     if not runs and not unreadable:
         raise UsageError(f"RUNS {' '.join(map(str, folders))}: no run in it")
     columns = columns_of(runs)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder("--out", out)
     _delete_figures(out)
     sections = [_section(column, columns) for column in columns]
     states = text.count_states(columns, len(unreadable))
@@ -201,6 +202,5 @@ def _caption(section: Section, what: str) -> str:
 
 def _commands(runs: Iterable[Run]) -> list[str]:
     """The commands of the grids that the runs lie in."""
-    files = dict.fromkeys(run.path.parent / COMMANDS for run in runs)
-    lines = [line for f in files if f.exists() for line in f.read_text().splitlines()]
-    return list(dict.fromkeys(lines))
+    folders = dict.fromkeys(run.path.parent for run in runs)
+    return list(dict.fromkeys(line for f in folders for line in read_commands(f)))

@@ -1,5 +1,6 @@
 """The figures of a report, as PNG and SVG; legible in print and without colours."""
 
+import io
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -40,13 +41,15 @@ def draw_accuracies(
     """Test accuracy: seeds as circles, mean and deviation, published as diamonds."""
     together = zip(column.settings, column.labels, published, strict=True)
     rows = [row for row in together if row[0].finished]
-    rows.sort(key=lambda row: row[0].accuracy.mean)
+    # From the bottom, so in the end the reverse of the table, ties included.
+    rows.sort(key=lambda row: -row[0].accuracy.mean)
+    rows.reverse()
     with _canvas(stem, height=0.75 + 0.27 * len(rows)) as (_, [axis]):
         for y, (setting, _, figure) in enumerate(rows):
             sample = setting.accuracy
             seeds = [run.accuracy for run in setting.finished]
             axis.plot(
-                seeds, [y] * len(seeds), "o", mfc="none", mec=_BLUE, ms=5, mew=0.9
+                seeds, y + _aside(seeds), "o", mfc="none", mec=_BLUE, ms=5, mew=0.9
             )
             std = sample.std if sample.n > 1 else None
             axis.errorbar(
@@ -113,13 +116,27 @@ def draw_findings(findings: Sequence[Finding], stem: Path) -> None:
                 capsize=3,
             )
         axis.axvline(0, color="black", lw=0.8)
-        names = [f"{f.claim.split(':')[0]}\n{f.verdict}" for f, _ in judged]
+        names = [_shortened(f.claim) + f"\n{f.verdict}" for f, _ in judged]
         axis.set_yticks(range(len(judged)), names, fontsize=8)
         axis.set(
-            xlabel="difference of mean test accuracies (points), 95 % interval",
+            xlabel="difference of means (points), 95 % interval",
             ylim=(-0.6, len(judged) - 0.4),
         )
         axis.grid(axis="x")
+
+
+def _aside(values: Sequence[float]) -> np.ndarray:
+    """How far to move each mark up or down: equal ones would look like one."""
+    moved = np.zeros(len(values))
+    for value in set(values):
+        same = [n for n, other in enumerate(values) if other == value]
+        moved[same] = np.linspace(-0.25, 0.25, len(same) + 2)[1:-1]
+    return moved
+
+
+def _shortened(claim: str) -> str:
+    """A claim without what explains it."""
+    return re.split(r":| \(", claim)[0]
 
 
 def _curves(setting: Setting, quantity: str) -> np.ndarray:
@@ -140,10 +157,12 @@ def _scale(axis: "Axes", curves: Sequence[np.ndarray]) -> None:
     if positive.size:
         axis.set_yscale("log")
         axis.set_ylim(0.8 * positive.min(), 1.25 * positive.max())
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        # As many labels as there is room for, and a decade apart if need be.
+        subs = (1.0, 2.0, 5.0) if positive.max() < 300 * positive.min() else (1.0,)
+        axis.yaxis.set_major_locator(LogLocator(subs=subs))
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_locator(NullLocator())
-    axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axis.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
 
 
 def _accuracy_legend(axis: "Axes", with_published: bool) -> None:
@@ -194,11 +213,23 @@ def _canvas(
         try:
             yield canvas, list(axes.flat)
             stem.parent.mkdir(parents=True, exist_ok=True)
-            canvas.savefig(f"{stem}.png", dpi=200)
+            _save_png(canvas, Path(f"{stem}.png"))
             canvas.savefig(f"{stem}.svg", metadata={"Date": None})
             _shorten(Path(f"{stem}.svg"))
         finally:
             plt.close(canvas)
+
+
+def _save_png(canvas: "Canvas", path: Path) -> None:
+    """With a palette of 256 colours: a third of the size, and no difference to see."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    canvas.savefig(file, format="png", dpi=200)
+    image = Image.open(file).convert("RGB")
+    image.quantize(256, dither=Image.Dither.NONE).save(
+        path, optimize=True, dpi=(200, 200)
+    )
 
 
 def _shorten(svg: Path) -> None:

@@ -159,12 +159,14 @@ h2 { font-size: 1.3rem; margin: 2.5rem 0 .5rem; padding-top: .75rem;
 h3 { font-size: 1.05rem; margin: 1.75rem 0 .5rem; }
 p, li { max-width: 46rem; overflow-wrap: anywhere; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; margin: .5rem 0;
+table { border-spacing: 0; font-size: .9rem; margin: .5rem 0;
   font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .7rem .3rem 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid #d0d0d0; }
 thead th { border-bottom: 2px solid #1a1a1a; vertical-align: bottom; }
-td:last-child { min-width: 13rem; }
+td:last-child { min-width: 20rem; }
+@media (max-width: 40rem) { th:first-child, td:first-child { position: sticky; left: 0;
+  background: #fff; } td:first-child { max-width: 9rem; } }
 .n { text-align: right; white-space: nowrap; }
 pre { background: #f4f4f4; padding: .75rem; overflow-x: auto; font-size: .85rem; }
 figure { margin: 1.25rem 0; }

@@ -79,11 +79,11 @@ def accuracy_blocks(column: Column, published: Sequence[Figure | None]) -> list[
         zip(column.settings, column.labels, published, strict=True),
         key=lambda row: -row[0].accuracy.mean if row[0].finished else math.inf,
     )
-    table = Table(
-        ["optimizer", "n", "test accuracy", "published", "difference", "options"],
-        [_accuracy_row(*row) for row in rows],
-        numeric=["n", "test accuracy", "published", "difference"],
-    )
+    names = ["optimizer", "n", "test accuracy", "published", "difference", "options"]
+    lines = [_accuracy_row(*row) for row in rows]
+    if not any(published):  # then there is nothing in two of the columns
+        names, *lines = [[*line[:3], *line[5:]] for line in [names, *lines]]
+    table = Table(names, lines, numeric=names[1:-1])
     counted = [run for run in column.runs if run.state == FINISHED]
     chosen = "that of the last epoch"
     if counted and counted[0].validated:
@@ -249,9 +249,11 @@ def _machine(machine: Mapping[str, Any]) -> str:
     devices = Counter(machine.get("devices", []))
     names = [f"{n} x {d}" if n > 1 else d for d, n in devices.items()]
     cpus = machine.get("cpus", "unknown number of")
-    return f"{', '.join(names) or 'unknown device'}, {cpus} CPU cores, " + str(
-        machine.get("system", "unknown system")
-    )
+    processor = machine.get("processor")
+    cores = f"{cpus} CPU cores" + (f" ({processor})" if processor else "")
+    # The rest of it, down to the build of the kernel, is in config.json.
+    system = str(machine.get("system", "unknown system")).split("-")[0]
+    return f"{', '.join(names) or 'unknown device'}, {cores}, {system}"
 
 
 def _table(run: Run, name: str) -> Mapping[str, Any]:

@@ -1,0 +1,14 @@
+"""``python -m experiments.bench``."""
+
+import os
+import sys
+
+# JAX and PyTorch share the accelerator: neither may take all of its memory at once.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+# PyTorch's threads that wait for each other must not keep the cores from what they wait
+# for: on a busy machine its updates would take 20 times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from experiments.bench.command import main
+
+sys.exit(main())

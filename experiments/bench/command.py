@@ -1,0 +1,157 @@
+"""Measures what a step of each optimizer costs, beside Optax's and PyTorch's own.
+
+    python -m experiments.bench step
+
+WHAT is one of
+
+  step       seconds of an update of ResNet-18, as a ratio to optax.adam or optax.sgd
+             and to a PyTorch counterpart, where that is installed
+  compile    seconds to trace and to compile the update of DenseNet-121
+  memory     bytes that the compiled update needs and moves
+  train      images a second in training, beside the same model in PyTorch
+  scaling    time against the number of weights and of leaves
+  bandwidth  the speed of an update of 100 million weights, beside that of a copy
+  all        all of these
+  table      the results in --json as Markdown; with --readme a summary into that file
+
+What is compared alternates in one process, after a warm-up; shown are medians with
+quartiles, and ratios are taken round by round. With --json finished rows are kept, and
+the same command goes on where it was stopped; what was measured on another machine,
+with other versions or another state of the library is measured again.
+
+Exit codes: 0 all is measured; 1 something broke; 2 an option cannot be used; 5 rows
+are left: time is up; 130 Ctrl-C.
+"""
+
+import math
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+
+import tyro
+
+from experiments import errors
+from experiments.bench import machine, show
+from experiments.bench.figures import draw
+from experiments.bench.options import Options, check
+from experiments.bench.plan import Task, plan
+from experiments.bench.store import Job, Store, read
+from experiments.bench.tables import Record, in_words
+from experiments.errors import UsageError
+from experiments.values import parse_duration
+
+_ALL_LIMIT = "9m"
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """The command: returns its exit code."""
+    began = time.monotonic()
+    try:
+        options = tyro.cli(
+            Options, prog="python -m experiments.bench", description=__doc__, args=args
+        )
+        check(options)
+        if options.what == "table":
+            return table(options)
+        words = sys.argv[1:] if args is None else args
+        command = shlex.join(["python", "-m", "experiments.bench", *words])
+        return bench(options, Store(options.json, command), began)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return errors.EXIT_USAGE
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return errors.EXIT_FAILED
+    except KeyboardInterrupt:
+        print("interrupted; with --json the same command goes on", file=sys.stderr)
+        return errors.EXIT_INTERRUPTED
+
+
+def bench(options: Options, store: Store, began: float) -> int:
+    """Measures what is not yet measured, and shows it; returns the exit code."""
+    limit = options.time_limit or (_ALL_LIMIT if options.what == "all" else None)
+    end = began + parse_duration("--time-limit", limit) if limit else math.inf
+    _warn_if_busy()
+    records, left = work(plan(options), store, end, options.overwrite)
+    show.show(records)
+    if options.figures:
+        draw(records, options.figures)
+    if left:
+        then = "the same command goes on" if options.json else "--json keeps the others"
+        print(f"time is up: {left} of {left + len(records)} rows are left; {then}")
+        return errors.EXIT_OUT_OF_TIME
+    return errors.EXIT_FINISHED
+
+
+def _warn_if_busy() -> None:
+    load, cores = machine.load(), machine.cores()
+    if load and load[0] > 0.5 * cores:
+        print(
+            f"load average {load[0]} on {cores} cores: other processes distort what is"
+            " measured now",
+            file=sys.stderr,
+        )
+
+
+def table(options: Options) -> int:
+    """Shows what is in a file as Markdown; returns the exit code."""
+    assert options.json is not None  # checked
+    document = read(options.json)
+    if options.readme:
+        show.put_into(options.readme, show.summary_markdown(document))
+    else:
+        print(show.to_markdown(document))
+    if options.figures:
+        draw(document["records"], options.figures)
+    return errors.EXIT_FINISHED
+
+
+def work(
+    tasks: Sequence[Task], store: Store, end: float, overwrite: bool
+) -> tuple[list[Record], int]:
+    """Does the tasks for which there is time.
+
+    Args:
+      tasks: in order.
+      store: has what is done, and gets what is done here.
+      end: no task begins that would end later, on the clock of ``time.monotonic``.
+      overwrite: do again what is done.
+
+    Returns:
+      The records of the rows that are done, and how many rows are left.
+    """
+    records: list[Record] = []
+    left, pace = (
+        0,
+        1.0,
+    )  # pace: seconds that tasks take, over those they were guessed to
+    for number, task in enumerate(tasks, start=1):
+        found: dict[str, Record] = {}
+        if not overwrite:
+            known = ((job.row, store.find(job)) for job in task.jobs)
+            found = {row: record for row, record in known if record}
+        wanted = [job for job in task.jobs if job.row not in found]
+        guess = task.seconds * len(wanted)
+        if wanted and time.monotonic() + pace * guess > end:
+            left += len(wanted)
+        elif wanted:
+            began = time.monotonic()
+            for record in _measure(task, wanted, store):
+                found[record["row"]] = record
+                print(f"[{number}/{len(tasks)}] {_line(record)}", flush=True)
+            pace = max(0.5 * pace, (time.monotonic() - began) / guess)
+        records += found.values()
+    return records, left
+
+
+def _measure(task: Task, jobs: Sequence[Job], store: Store) -> list[Record]:
+    """Measures rows of a task, and keeps them."""
+    load, began = machine.load(), time.monotonic()
+    results = task.measure([job.row for job in jobs])
+    seconds = (time.monotonic() - began) / len(jobs)
+    return [store.add(job, results[job.row], seconds, load) for job in jobs]
+
+
+def _line(record: Record) -> str:
+    return f"{record['bench']} {in_words(record)} [{record['took_seconds']:.0f} s]"

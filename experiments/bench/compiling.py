@@ -1,0 +1,67 @@
+"""``compile``: seconds to trace and to compile an update, against its reference."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import optax
+
+from experiments.bench.clock import ratio, summary
+from experiments.bench.jax_side import make_step
+from experiments.bench.rows import ROWS
+
+_PARTS = ("trace", "compile")
+
+
+def measure_compile(
+    names: Sequence[str], shapes: Any, labels: Any, donate: bool, rounds: int
+) -> dict[str, dict[str, Any]]:
+    """Measures rows of ``ROWS`` in one alternating run with their references.
+
+    Caches are cleared before each. ``trace`` is all from Python to what the compiler
+    takes in, lowering included.
+    """
+    references = [ROWS[name].reference for name in names]
+    # The first one pays for what is imported on demand.
+    _trace_and_compile(optax.adam(1e-3), jax.ShapeDtypeStruct((8,), "float32"), donate)
+    seconds: dict[str, list[tuple[float, float]]] = {
+        name: [] for name in (*references, *names)
+    }
+    for _ in range(rounds):
+        for name, samples in seconds.items():
+            optimizer = ROWS[name].make(labels)
+            samples.append(_trace_and_compile(optimizer, shapes, donate))
+    times = {
+        name: dict(zip(_PARTS, zip(*samples, strict=True), strict=True))
+        for name, samples in seconds.items()
+    }
+    return {
+        name: {
+            "reference": reference,
+            "seconds": {part: summary(times[name][part]) for part in _PARTS},
+            "ratio": {
+                part: ratio(times[name][part], times[reference][part])
+                for part in _PARTS
+            },
+        }
+        for name, reference in zip(names, references, strict=True)
+    }
+
+
+def _trace_and_compile(
+    optimizer: optax.GradientTransformation, shapes: Any, donate: bool
+) -> tuple[float, float]:
+    state = jax.eval_shape(optimizer.init, shapes)
+    jax.clear_caches()
+    config: Any = jax.config
+    kept = config.jax_enable_compilation_cache
+    config.update("jax_enable_compilation_cache", False)
+    try:
+        began = time.perf_counter()
+        lowered = make_step(optimizer, donate).lower(shapes, state, shapes)
+        traced = time.perf_counter()
+        lowered.compile()
+        return traced - began, time.perf_counter() - traced
+    finally:
+        config.update("jax_enable_compilation_cache", kept)

@@ -1,0 +1,59 @@
+"""``memory``: bytes that a compiled update needs and moves, by its own analysis."""
+
+from typing import Any
+
+import jax
+import optax
+
+from experiments.bench.jax_side import make_step
+from experiments.bench.rows import ROWS
+from experiments.bench.trees import size_in_bytes
+
+IN_PLACE, NEW = "in_place", "into_new_arrays"
+
+
+def measure_memory(
+    name: str, shapes: Any, labels: Any, mu_dtype: str | None
+) -> dict[str, Any]:
+    """Analyses a row of ``ROWS``, compiled to write over weights and state, or not.
+
+    All sizes are in units of the weights. ``needed`` are weights, gradients and state,
+    ``peak`` is what is alive at once, new arrays included, ``temporary`` is what the
+    update needs beside all these, and ``moved`` is read or written by the compiler's
+    estimate, which counts what stays in a cache too.
+    """
+    row = ROWS[name]
+    optimizer = row.make(labels, mu_dtype)
+    state = jax.eval_shape(optimizer.init, shapes)
+    adam = jax.eval_shape(ROWS["adam"].make(labels, mu_dtype).init, shapes)
+    return {
+        "weights_bytes": size_in_bytes(shapes),
+        "state_bytes": size_in_bytes(state),
+        "ratio": {"state_to_adam": size_in_bytes(state) / size_in_bytes(adam)},
+        IN_PLACE: _analyse(optimizer, shapes, state, donate=True),
+        NEW: _analyse(optimizer, shapes, state, donate=False),
+        "floor": row.floor,
+    }
+
+
+def _analyse(
+    optimizer: optax.GradientTransformation, shapes: Any, state: Any, donate: bool
+) -> dict[str, float | None]:
+    """What the compiler says; None for what it does not."""
+    compiled = make_step(optimizer, donate).lower(shapes, state, shapes).compile()
+    weights = size_in_bytes(shapes)
+    needed = 2 * weights + size_in_bytes(state)
+    costs, sizes = compiled.cost_analysis(), compiled.memory_analysis()
+    moved = costs.get("bytes accessed") if costs else None
+    peak = temporary = None
+    if sizes is not None:
+        temporary = sizes.temp_size_in_bytes
+        outputs = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+        peak = sizes.argument_size_in_bytes + outputs + temporary
+    return {
+        "needed": needed / weights,
+        "peak": peak and peak / weights,
+        "peak_to_needed": peak and peak / needed,
+        "temporary": None if temporary is None else temporary / weights,
+        "moved": moved and moved / weights,
+    }

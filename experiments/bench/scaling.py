@@ -1,0 +1,83 @@
+"""``scaling``: seconds of an update against the number of weights, and of leaves."""
+
+import gc
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.optimize import nnls
+
+from experiments.bench.clock import Budget, alternate, ratio, summary
+from experiments.bench.jax_side import jax_step
+from experiments.bench.rows import ROWS
+from experiments.bench.trees import count, kernels, random_trees, size_in_bytes
+
+OPTIMIZERS = ("adam", "adamsrt", "adamp")
+LEAVES_OF_WEIGHTS = 16
+WEIGHTS_OF_LEAVES = 1_000_000
+_SHARE_OF_MEMORY = 0.6
+
+
+def measure_scaling(
+    weights: int, leaves: int, budget: Budget, *, donate: bool
+) -> dict[str, Any]:
+    """Measures ``OPTIMIZERS`` in one alternating run, on equal convolution kernels."""
+    shapes = kernels(weights, leaves)
+    found = count(shapes)
+    if missing := missing_memory(shapes, OPTIMIZERS):
+        return {**found, "missing": missing}
+    trees = random_trees(shapes)
+    trees = trees._replace(grads=jax.tree.map(jnp.asarray, trees.grads))  # for all
+    contenders = {
+        name: jax_step(ROWS[name].make(trees.labels), trees, donate)
+        for name in OPTIMIZERS
+    }
+    times = alternate(contenders, budget)
+    del contenders, trees
+    gc.collect()
+    return {
+        **found,
+        "missing": None,
+        "seconds": {name: summary(values) for name, values in times.items()},
+        "ratio": {name: ratio(times[name], times["adam"]) for name in OPTIMIZERS[1:]},
+    }
+
+
+def fit_line(sizes: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
+    """Constant and slope of seconds against size, with the least relative errors.
+
+    Neither is negative, since no time is.
+    """
+    x, y = np.asarray(sizes, float), np.asarray(seconds, float)
+    rows = np.stack([1 / y, x / y], axis=1)
+    (constant, slope), _ = nnls(rows, np.ones_like(y))
+    return float(constant), float(slope)
+
+
+def missing_memory(shapes: Any, names: Sequence[str]) -> str | None:
+    """Why rows of ``ROWS`` cannot be measured side by side; None if they can."""
+    weights = size_in_bytes(shapes)
+    sizes = []
+    for name in names:
+        state = jax.eval_shape(ROWS[name].make("filter").init, shapes)
+        sizes.append(weights + size_in_bytes(state))
+    # Gradients, all in numpy and on the device; what a step returns beside all that.
+    needed = 4 * weights + sum(sizes) + max(sizes)
+    free = _free_bytes()
+    if free is None or needed < _SHARE_OF_MEMORY * free:
+        return None
+    return f"needs {needed / 1e9:.1f} GB, free are {free / 1e9:.1f}"
+
+
+def _free_bytes() -> int | None:
+    """Memory of the accelerator, else what the system says is free."""
+    statistics = jax.devices()[0].memory_stats()
+    if statistics and "bytes_limit" in statistics:
+        return statistics["bytes_limit"] - statistics.get("bytes_in_use", 0)
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None

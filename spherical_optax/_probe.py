@@ -1,0 +1,213 @@
+"""Evaluates a loss and its gradients at points around given parameters."""
+
+import functools
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spherical_optax.geometry import working_dtype
+
+Points = list[np.ndarray]
+
+
+class Evaluation(NamedTuple):
+    """A point, the loss there and its gradients, one array a leaf."""
+
+    point: Points
+    loss: float
+    gradients: Points
+
+
+class Probe:
+    """A loss as a compiled function of the floating point leaves of its parameters.
+
+    Attributes:
+      indices: which leaves of the parameters those are.
+      start: their values, float32 at least.
+      precision: the spacing of numbers near 1 in the narrowest type computed in.
+    """
+
+    def __init__(self, loss_fn: Callable[..., Any], params: Any, args: Sequence[Any]):
+        leaves, structure = jax.tree.flatten(params)
+        self.indices = [i for i, leaf in enumerate(leaves) if _is_measurable(leaf)]
+        self.start = [_as_numpy(leaves[i]) for i in self.indices]
+        others = [None if i in self.indices else x for i, x in enumerate(leaves)]
+        arrays, rebuild = _split_arrays((others, list(args)))
+
+        def loss(keep_types, values, arrays):
+            others, args = rebuild(arrays)
+            filled = list(others)
+            for i, value in zip(self.indices, values, strict=True):
+                dtype = jnp.result_type(leaves[i]) if keep_types else value.dtype
+                filled[i] = value.astype(dtype)
+            return loss_fn(jax.tree.unflatten(structure, filled), *args)
+
+        self._arrays = arrays
+        narrow = any(
+            jnp.result_type(leaves[i]) != working_dtype(leaves[i]) for i in self.indices
+        )
+        self._loss, jaxpr = self._choose_types(loss, narrow)
+        self.precision = _precision(jaxpr, self.start)
+        self._compiled = jax.jit(jax.value_and_grad(self._loss))
+
+    def __call__(self, point: Points) -> Evaluation:
+        """The loss and its gradients at a point."""
+        with jax.default_matmul_precision("highest"):
+            loss, gradients = self._compiled(point, self._arrays)
+        return Evaluation(point, float(loss), [np.asarray(g) for g in gradients])
+
+    def evaluate_start(self) -> Evaluation:
+        """The loss at the parameters themselves.
+
+        Raises:
+          ValueError: it is not finite, or not the same a second time.
+        """
+        first = self(self.start)
+        if not math.isfinite(first.loss):
+            raise ValueError(f"loss_fn must be finite at params, got {first.loss}")
+        _check_equal(first.loss, self(self.start).loss, self.precision)
+        return first
+
+    def _choose_types(self, loss, narrow: bool):
+        """Computes in float32 where the loss allows it, else in the leaves' types."""
+        for keep_types in (False, True) if narrow else (False,):
+            chosen = functools.partial(loss, keep_types)
+            try:
+                return chosen, self._trace(chosen)
+            except TypeError:
+                if keep_types or not narrow:
+                    raise
+        raise AssertionError
+
+    def _trace(self, loss):
+        """The loss as a program; the same one if it is traced again."""
+        with jax.default_matmul_precision("highest"):
+            (jaxpr, result), (again, _) = (
+                jax.make_jaxpr(lambda *x: loss(*x), return_shape=True)(
+                    self.start, self._arrays
+                )
+                for _ in range(2)
+            )
+            _check_real_number(result)
+            if _text(jaxpr) != _text(again) or not _same(jaxpr.consts, again.consts):
+                values = [
+                    float(jax.jit(lambda *x: loss(*x))(self.start, self._arrays))
+                    for _ in range(2)
+                ]
+                _check_equal(*values, precision=0.0)
+        return jaxpr
+
+
+def perturb(start: Points, rng: np.random.Generator, strength: float = 1.0) -> Points:
+    """Draws a point around ``start``: at strength 1, half of each leaf is noise.
+
+    Noise is as large as the leaf. Where a leaf is small or zero, as biases and last
+    layers are at initialization, noise is what an initializer would give, so that no
+    dependence hides behind a zero.
+    """
+    angle = strength * math.pi / 4
+
+    def leaf(x: np.ndarray) -> np.ndarray:
+        noise = rng.standard_normal(x.shape, np.float32)
+        if np.iscomplexobj(x):
+            noise = noise + 1j * rng.standard_normal(x.shape, np.float32)
+        rms = math.sqrt(float(np.mean(np.abs(x.astype(_wide(x))) ** 2)))
+        usual = 0.5 if x.ndim < 2 else math.sqrt(x.shape[-1] / x.size)
+        scale = math.sin(angle) * max(rms, usual)
+        return (math.cos(angle) * x + scale * noise).astype(x.dtype)
+
+    return [leaf(x) for x in start]
+
+
+def _wide(x: np.ndarray) -> type:
+    return np.complex128 if np.iscomplexobj(x) else np.float64
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, (jax.Array, np.ndarray, np.generic))
+
+
+def _is_measurable(leaf: Any) -> bool:
+    return _is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.inexact) and leaf.size > 0
+
+
+def _as_numpy(leaf: Any) -> np.ndarray:
+    return np.asarray(jnp.asarray(leaf, working_dtype(leaf)))
+
+
+def _split_arrays(tree: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
+    """The arrays of a tree, and how to put them back among everything else."""
+    leaves, structure = jax.tree.flatten(tree)
+    where = [i for i, leaf in enumerate(leaves) if _is_array(leaf)]
+
+    def rebuild(arrays):
+        filled = list(leaves)
+        for i, array in zip(where, arrays, strict=True):
+            filled[i] = array
+        return jax.tree.unflatten(structure, filled)
+
+    return [leaves[i] for i in where], rebuild
+
+
+def _check_real_number(result: Any) -> None:
+    leaves = jax.tree.leaves(result)
+    alone = len(leaves) == 1 and leaves[0] is result
+    if alone and result.shape == () and jnp.issubdtype(result.dtype, jnp.floating):
+        return
+    if alone:
+        got = f"an array of shape {result.shape} and type {result.dtype}"
+    else:
+        got = f"a {type(result).__name__} of {len(leaves)} arrays"
+    raise ValueError(f"loss_fn must return one real number, got {got}")
+
+
+def _check_equal(first: float, second: float, precision: float) -> None:
+    if abs(first - second) > 64 * precision * max(abs(first), abs(second)):
+        raise ValueError(
+            "loss_fn must return the same number for the same input, got"
+            f" {first} and {second}: fix its random keys"
+        )
+
+
+def _text(jaxpr: Any) -> str:
+    """A program as text, without addresses in memory."""
+    return re.sub("0x[0-9a-f]+", "", str(jaxpr))
+
+
+def _same(first: Sequence[Any], second: Sequence[Any]) -> bool:
+    """Whether two lists hold the same arrays."""
+
+    def value(x):
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return np.asarray(jax.random.key_data(x))
+        return np.asarray(x)
+
+    return len(first) == len(second) and all(
+        a is b or np.array_equal(value(a), value(b))
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+def _precision(jaxpr: Any, start: Points) -> float:
+    """The largest spacing near 1 among the types that a program computes in."""
+    dtypes = {np.dtype(x.dtype) for x in start} | set(_dtypes(jaxpr.jaxpr))
+    inexact = [t for t in dtypes if jnp.issubdtype(t, jnp.inexact)]
+    return max((float(jnp.finfo(t).eps) for t in inexact), default=0.0)
+
+
+def _dtypes(jaxpr: Any):
+    """The types of all results in a program and the programs within."""
+    for equation in jaxpr.eqns:
+        for variable in equation.outvars:
+            yield getattr(variable.aval, "dtype", np.dtype(bool))
+        for value in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
+        ):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from _dtypes(inner)

@@ -1,0 +1,177 @@
+"""Rotational optimizers: every group turns by the angle it would settle at anyway."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from spherical_optax import geometry
+from spherical_optax._checks import check_numbers, check_transformation, needs_params
+from spherical_optax._equilibrium import equilibrium_rotation
+from spherical_optax._moments import (
+    Number,
+    bias_correction,
+    cast_tree,
+    ema,
+    in_working_precision,
+    increment,
+    value_at,
+)
+from spherical_optax._transport import norm_or_shape
+from spherical_optax.geometry import ChannelAxes, widen
+from spherical_optax.labels import (
+    ChannelAxesTable,
+    Labels,
+    check_axes,
+    partition_by_label,
+)
+
+
+class RotationalState(NamedTuple):
+    """State of the part of :func:`rotational` that moves leaves on spheres."""
+
+    count: jax.Array  # shape=(), dtype=int32
+    radius: optax.Params  # per-group norms at init
+    nu: optax.Updates  # per-group means of the squared length of the update
+
+
+def rotational(
+    base: optax.GradientTransformation,
+    learning_rate: optax.ScalarOrSchedule,
+    weight_decay: optax.ScalarOrSchedule,
+    *,
+    b1: Number = 0.9,
+    norm_decay: Number = 0.9,
+    eps: Number = 1e-8,
+    labels: Labels | None = None,
+    channel_axes: ChannelAxesTable | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Balanced rotation: what weight decay leads to in the end, from the first step.
+
+    Under weight decay the norm of a group settles where growth and decay balance,
+    and the group then turns by the same angle at every step, whatever its layer. Here
+    it does so from the start. On leaves on spheres, with :math:`u` the direction that
+    ``base`` gives, :math:`n` the group's norm at ``init``, and
+    :math:`\mathrm{mean}` over the group:
+
+    .. math::
+      u \leftarrow u - \frac{\langle u, x\rangle}{n^2} x, \qquad
+      u \leftarrow u - \mathrm{mean}(u), \qquad
+      s \leftarrow b_s s + (1 - b_s) |u|^2
+
+      y = x - \eta_r\, n\, \frac{u}{\sqrt{s / (1 - b_s^t)} + \epsilon}, \qquad
+      x \leftarrow n \frac{y}{|y|}, \qquad
+      \eta_r = \sqrt{2 \eta \lambda \frac{1 - b_1}{1 + b_1}}
+
+    where :math:`\eta_r` is the angle at which AdamW settles
+    (:func:`equilibrium_rotation`). The other leaves take the base with decoupled
+    weight decay, :math:`x \leftarrow x - \eta (u + \lambda x)`.
+
+    Args:
+      base: gives the direction, with the gradient's sign and no learning rate, as in
+        :func:`hyperball`. It sees all leaves in float32 at least.
+      learning_rate: :math:`\eta`, a number or a schedule.
+      weight_decay: :math:`\lambda`, a number or a schedule. Where it is 0, groups on
+        spheres do not move.
+      b1: decay rate of the momentum of ``base``. For SGD with momentum :math:`\mu`,
+        ``optax.trace(mu)``, the angle is :math:`\sqrt{2 \eta \lambda / (1 + \mu)}`:
+        pass ``b1=mu`` and ``learning_rate=eta / (1 - mu)``.
+      norm_decay: :math:`b_s`, decay rate of the mean of squared lengths.
+      eps: :math:`\epsilon`, added to the root of that mean.
+      labels: label tree, or a function that makes one from the parameters; ``None``
+        means :func:`label_conv_filters`. Under :func:`optax.inject_hyperparams` a
+        function needs ``static_args=("labels",)``, as it would be taken for a
+        schedule.
+      channel_axes: label to channel axes; ``None`` means ``CHANNEL_AXES``.
+
+    Returns:
+      An optimizer. ``update`` needs the parameters.
+
+    Raises:
+      ValueError: ``base`` is no transformation, a hyperparameter is out of range,
+        ``params`` is ``None``, or, naming the path, a leaf has no label, an unknown
+        one, or too few axes for it.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> import spherical_optax as so
+      >>> params = {"kernel": jax.random.normal(jax.random.key(0), (3, 3, 2, 4))}
+      >>> optimizer = so.rotational(optax.scale_by_adam(), 1e-3, weight_decay=0.1)
+      >>> state = optimizer.init(params)
+      >>> updates, state = optimizer.update(params, state, params)
+      >>> params = optax.apply_updates(params, updates)
+
+    Differences:
+      The first implementation also subtracts from each group of weights its mean,
+      once, at the start. Here weights are not touched before the first step; start
+      from centred ones (``so.geometry.center``) for the same.
+
+    References:
+      Kosson, Messmer and Jaggi, `Rotational equilibrium: how weight decay balances
+      learning across neural networks <https://arxiv.org/abs/2305.17212>`_, 2024
+    """
+    check_transformation("base", base)
+    check_numbers(
+        non_negative={
+            "learning_rate": learning_rate,
+            "weight_decay": weight_decay,
+            "eps": eps,
+        },
+        below_one={"b1": b1, "norm_decay": norm_decay},
+    )
+
+    def angle_at(count):
+        rate, decay = value_at(learning_rate, count), value_at(weight_decay, count)
+        return equilibrium_rotation("adamw", rate, decay, b1=b1)
+
+    def spherical(axes):
+        return _rotate(angle_at, norm_decay, eps, axes)
+
+    plain = optax.chain(
+        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+    step = partition_by_label(spherical, plain, labels, channel_axes)
+    return needs_params("rotational", optax.chain(in_working_precision(base), step))
+
+
+def _rotate(
+    angle_at: Callable[[jax.Array], Number],
+    decay: Number,
+    eps: Number,
+    channel_axes: ChannelAxes,
+) -> optax.GradientTransformation:
+    """From a direction to the step that turns each group by an angle."""
+
+    def init_fn(params):
+        check_axes(params, channel_axes)
+        norms = jax.tree.map(lambda x: norm_or_shape(x, channel_axes), params)
+        return RotationalState(
+            jnp.zeros([], jnp.int32), norms, jax.tree.map(jnp.zeros_like, norms)
+        )
+
+    def update_fn(updates, state, params=None):
+        count = increment(state.count)
+        angle, bias = angle_at(state.count), bias_correction(decay, count)
+
+        def tangent(u, x, n):
+            radial = geometry.divide(geometry.dot(u, x, channel_axes), n * n)
+            return geometry.center(widen(u) - radial * widen(x), channel_axes)
+
+        def turn(u, x, n, s):
+            step = -angle * n / (jnp.sqrt(s / bias) + eps) * u
+            x = widen(x)
+            return geometry.retract(x, step, channel_axes, radius=n) - x
+
+        tangents = jax.tree.map(tangent, updates, params, state.radius)
+        nu = jax.tree.map(
+            lambda u, s: ema(geometry.dot(u, u, channel_axes), s, decay),
+            tangents,
+            state.nu,
+        )
+        steps = jax.tree.map(turn, tangents, params, state.radius, nu)
+        return steps, RotationalState(count, state.radius, cast_tree(nu, state.nu))
+
+    return optax.GradientTransformation(init_fn, update_fn)
