@@ -11,7 +11,7 @@ from experiments.bench.scaling import OPTIMIZERS
 from experiments.bench.tables import Record, fits, scaling_points, tables
 
 # One look for all figures of the experiments.
-from experiments.report.figures import _BLUE, _STYLE, _VERMILION, _shorten
+from experiments.report.figures import BLUE, STYLE, VERMILION, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 STEP, SCALING = "step_ratios", "scaling"
 _MARKS = ("o", "s", "^")
-_COLORS = ("black", _BLUE, _VERMILION)
+_COLORS = ("black", BLUE, VERMILION)
 
 
 def draw(records: Sequence[Record], folder: Path) -> None:
@@ -35,8 +35,8 @@ def draw_steps(records: Sequence[Record], title: str, stem: Path) -> None:
     """Each update's time over its reference's and its counterpart's, on a log axis."""
     rows = list(reversed(records))
     kinds = (
-        ("reference", "to Optax's, named after the stroke", "o", _BLUE, 0.13),
-        ("torch", "to its PyTorch counterpart", "D", _VERMILION, -0.13),
+        ("reference", "to Optax's, named after the stroke", "o", BLUE, 0.13),
+        ("torch", "to its PyTorch counterpart", "D", VERMILION, -0.13),
     )
     with _canvas(stem, 1, 0.9 + 0.24 * len(rows)) as [axis]:
         for key, label, mark, color, aside in kinds:
@@ -111,7 +111,7 @@ def _canvas(stem: Path, across: int, height: float) -> Iterator[list["Axes"]]:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         canvas, axes = plt.subplots(
             1, across, figsize=(7.0, height), layout="constrained", squeeze=False
         )
@@ -120,6 +120,6 @@ def _canvas(stem: Path, across: int, height: float) -> Iterator[list["Axes"]]:
             stem.parent.mkdir(parents=True, exist_ok=True)
             canvas.savefig(f"{stem}.png", dpi=200)
             canvas.savefig(f"{stem}.svg", metadata={"Date": None})
-            _shorten(Path(f"{stem}.svg"))
+            shorten(Path(f"{stem}.svg"))
         finally:
             plt.close(canvas)

@@ -21,8 +21,8 @@ TEST_ERROR, TRAINING_LOSS = "test error (%)", "training loss"
 
 # Of Okabe and Ito's palette, which stays apart for every kind of colour vision; shape
 # and position say the same as colour everywhere.
-_BLUE, _VERMILION, _GREY = "#0072B2", "#D55E00", "#DDDDDD"
-_STYLE: Any = {
+BLUE, VERMILION, _GREY = "#0072B2", "#D55E00", "#DDDDDD"
+STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.spines.top": False,
@@ -49,7 +49,7 @@ def draw_accuracies(
             sample = setting.accuracy
             seeds = [run.accuracy for run in setting.finished]
             axis.plot(
-                seeds, y + _aside(seeds), "o", mfc="none", mec=_BLUE, ms=5, mew=0.9
+                seeds, y + _aside(seeds), "o", mfc="none", mec=BLUE, ms=5, mew=0.9
             )
             std = sample.std if sample.n > 1 else None
             axis.errorbar(
@@ -57,7 +57,7 @@ def draw_accuracies(
             )
             if figure:
                 std, y = figure.std, y - 0.28
-                axis.errorbar(figure.mean, y, xerr=std, fmt="D", color=_VERMILION, ms=4)
+                axis.errorbar(figure.mean, y, xerr=std, fmt="D", color=VERMILION, ms=4)
         axis.set_yticks(range(len(rows)), [label for _, label, _ in rows])
         axis.set(xlabel="test accuracy (%)", ylim=(-0.7, len(rows) - 0.3))
         axis.grid()
@@ -89,9 +89,9 @@ def draw_curves(column: Column, quantity: str, stem: Path) -> None:
             if len(curves) > 1:
                 std = curves.std(0, ddof=1)
                 axis.fill_between(
-                    epochs, mean - std, mean + std, color=_BLUE, alpha=0.35, lw=0
+                    epochs, mean - std, mean + std, color=BLUE, alpha=0.35, lw=0
                 )
-            axis.plot(epochs, mean, color=_BLUE, lw=1.4)
+            axis.plot(epochs, mean, color=BLUE, lw=1.4)
             title = textwrap.fill(f"{label}, n={len(curves)}", 88 // across)
             axis.set_title(title, loc="left")
             axis.grid(lw=0.5)
@@ -111,8 +111,8 @@ def draw_findings(findings: Sequence[Finding], stem: Path) -> None:
                 y,
                 xerr=reach,
                 fmt="o",
-                mfc="white" if finding.verdict == UNDECIDED else _BLUE,
-                color=_BLUE,
+                mfc="white" if finding.verdict == UNDECIDED else BLUE,
+                color=BLUE,
                 capsize=3,
             )
         axis.axvline(0, color="black", lw=0.8)
@@ -174,11 +174,11 @@ def _accuracy_legend(axis: "Axes", with_published: bool) -> None:
         )
 
     marks = [
-        mark("o", _BLUE, "a seed", mfc="none"),
+        mark("o", BLUE, "a seed", mfc="none"),
         mark("|", "black", "mean ± standard deviation", ms=9),
     ]
     if with_published:
-        marks.append(mark("D", _VERMILION, "published", ms=4))
+        marks.append(mark("D", VERMILION, "published", ms=4))
     axis.legend(
         handles=marks,
         loc="lower left",
@@ -200,7 +200,7 @@ def _canvas(
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         canvas, axes = plt.subplots(
             down,
             across,
@@ -215,7 +215,7 @@ def _canvas(
             stem.parent.mkdir(parents=True, exist_ok=True)
             _save_png(canvas, Path(f"{stem}.png"))
             canvas.savefig(f"{stem}.svg", metadata={"Date": None})
-            _shorten(Path(f"{stem}.svg"))
+            shorten(Path(f"{stem}.svg"))
         finally:
             plt.close(canvas)
 
@@ -232,7 +232,7 @@ def _save_png(canvas: "Canvas", path: Path) -> None:
     )
 
 
-def _shorten(svg: Path) -> None:
+def shorten(svg: Path) -> None:
     """Rounds the coordinates of paths to hundredths of a point: half the size."""
 
     def round_all(path: re.Match[str]) -> str:
