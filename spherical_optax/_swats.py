@@ -204,7 +204,7 @@ def scale_by_swats(
         estimates = jax.tree.map(lambda *leaf: estimate(*leaf, count, bias2), *known)
         sgd_rate = _field(estimates, "sgd_learning_rate")
         meets = _field(estimates, "meets")
-        if switch == "global":
+        if switch == "global" and jax.tree.leaves(meets):
             together = estimate(*map(_stack, known), count, bias2)
             sgd_rate, meets = _first_to_meet(together, meets)
         return cast_tree(_field(leaves, "step"), updates), ScaleBySwatsState(
@@ -364,14 +364,13 @@ def _field(tree: optax.Updates, name: str) -> optax.Updates:
 
 def _stack(numbers: optax.Updates) -> jax.Array:
     """The numbers of a tree, one a leaf, as an array."""
-    leaves = jax.tree.leaves(numbers)
-    return jnp.stack(leaves) if leaves else jnp.zeros(0)
+    return jnp.stack(jax.tree.leaves(numbers))
 
 
 def _products(leaves: optax.Updates, switch: str) -> tuple[optax.Updates, ...]:
     """<p, p> and -<p, g> of each leaf, or of the whole tree for each leaf."""
     pp, pg = _field(leaves, "pp"), _field(leaves, "pg")
-    if switch != "vector":
+    if switch != "vector" or not jax.tree.leaves(pp):
         return pp, pg
     # One array with two uses: of two, XLA would gather the numbers of all leaves again
     # in each element of the sums, and compile for a minute where there are hundreds.
@@ -386,8 +385,6 @@ def _first_to_meet(
     estimates: _Estimate, leaves: optax.Updates
 ) -> tuple[optax.Updates, ...]:
     """For all leaves, the SGD rate of the first that switches, and whether one does."""
-    if not estimates.meets.size:
-        return leaves, leaves
     first = jnp.argmax(estimates.meets)
     rate, some = estimates.sgd_learning_rate[first], estimates.meets[first]
     return jax.tree.map(lambda _: rate, leaves), jax.tree.map(lambda _: some, leaves)
