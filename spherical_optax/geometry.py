@@ -301,4 +301,4 @@ def reciprocal(x: jax.Array) -> jax.Array:
       >>> float(0.0 * reciprocal(jnp.zeros(())))
       0.0
     """
-    return 1 / jnp.maximum(x, jnp.finfo(x.dtype).tiny)
+    return jnp.reciprocal(jnp.maximum(x, jnp.finfo(x.dtype).tiny))
