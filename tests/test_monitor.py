@@ -139,7 +139,7 @@ def test_paths_of_an_nnx_model():
 
 
 def test_none_or_two_monitors():
-    with pytest.raises(ValueError, match="^state must hold .* monitor_sphere"):
+    with pytest.raises(ValueError, match=r"^state must hold .* monitor_sphere"):
         so.sphere_statistics(optax.adam(0.1).init(PARAMS))
     twice = optax.chain(monitored(), monitored()).init(PARAMS)
     with pytest.raises(ValueError, match="two monitors have the leaf 'a/conv'"):
