@@ -276,7 +276,7 @@ def retract(
         radius = norm(x, channel_axes)
     moved = widen(x) + widen(y)
     unit = reciprocal(norm(moved, channel_axes) + eps) * moved
-    return (radius * unit).astype(jnp.result_type(x))
+    return (jnp.asarray(radius) * unit).astype(jnp.result_type(x))
 
 
 def divide(a: jax.typing.ArrayLike, b: jax.Array) -> jax.Array:
