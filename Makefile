@@ -11,6 +11,8 @@ ARGS ?=
 PYTEST ?= --numprocesses auto --dist worksteal
 
 comma := ,
+permitted := Apache;BSD;ISC;MIT;MPL-2.0;Mozilla Public License 2.0;PSF-2.0;Python \
+Software Foundation;Unlicense
 tested := datasets,experiments,sweep,tensorboard,test
 more := $(if $(EXTRAS),$(comma)$(EXTRAS))
 run := "$(VENV)/bin/python" -m
@@ -18,8 +20,8 @@ old_enough := import sys; sys.exit(sys.version_info < (3, 11) and "$(PYTHON) is 
 Python %d.%d; 3.11 or newer is needed: set PYTHON=..." % sys.version_info[:2] or 0)
 set_up := @$(PYTHON) -c '$(old_enough)' && $(PYTHON) .ci/setup_venv.py
 
-.PHONY: help venv-train venv-test train bench test format format-check lint types \
-	test-oldest wheel clean
+.PHONY: help venv-train venv-test venv-audit train bench test format format-check \
+	lint types test-oldest torture api audit licenses wheel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -56,11 +58,28 @@ test-oldest: ## run doctests and tests with the oldest versions that are allowed
 	$(set_up) "$(VENV)-oldest" $(tested) --oldest
 	"$(VENV)-oldest/bin/python" -m pytest $(PYTEST)
 
+torture: venv-test ## kill training runs a hundred times; number and seed in ARGS
+	PYTHONPATH=. "$(VENV)/bin/python" tests/torture.py $(ARGS)
+
+venv-audit:
+	$(set_up) "$(VENV)-audit" audit
+
+audit: venv-test venv-audit ## look for known vulnerabilities of the dependencies
+	"$(VENV)-audit/bin/pip-audit" --strict --path \
+		"$$($(run) pip show pip | sed -n 's/^Location: //p')"
+
+licenses: venv-test venv-audit ## check that all dependencies have permissive licences
+	"$(VENV)-audit/bin/pip-licenses" --python "$(VENV)/bin/python" --from=mixed \
+		--partial-match --allow-only="$(permitted)" --order=license
+
+api: venv-test ## write down the public interface, after a change of it that is wanted
+	PYTHONPATH=. "$(VENV)/bin/python" tests/public_api.py
+
 wheel: venv-test ## build the package into dist/
 	$(run) pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean: ## remove environments that make set up, caches and builds
-	for venv in "$(VENV)" "$(VENV)-oldest"; do \
+	for venv in "$(VENV)" "$(VENV)-audit" "$(VENV)-oldest"; do \
 		if [ -e "$$venv/spherical_optax.json" ]; then rm -rf "$$venv" "$$venv.lock"; fi; \
 	done
 	rm -rf dist .pytest_cache .ruff_cache .hypothesis

@@ -26,6 +26,18 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+__all__ = [
+    "center",
+    "dot",
+    "group_axes",
+    "group_shape",
+    "group_size",
+    "norm",
+    "project",
+    "retract",
+    "transport",
+]
+
 ChannelAxes = Sequence[int]
 
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from tiny_training import STEPS, install, results, start, summary_of
+from torture import complete_checkpoints, ending, is_writing, newest_step
 
 from experiments import train as command
 from experiments.stopping import TERMINATED, StoppedRun, StopRequest
@@ -74,10 +75,6 @@ def never_stopped(train, shared):
         return ending(shared(options, make))
 
     return never_stopped
-
-
-def ending(folder):
-    return results(folder), summary_of(folder)["state_sha256"]
 
 
 @pytest.mark.parametrize("looks", [1, 2, 30, 46, 47, 68])
@@ -313,10 +310,6 @@ def wait_for(process, condition):
         time.sleep(0.001)
 
 
-def complete_checkpoints(folder):
-    return [p for p in folder.glob("checkpoints/*") if p.name.isdecimal()]
-
-
 def test_killed_again_and_again_it_goes_on_to_the_same_bits(
     train, never_stopped, tmp_path
 ):
@@ -325,21 +318,14 @@ def test_killed_again_and_again_it_goes_on_to_the_same_bits(
     whole = never_stopped(*args)
     folder, rng = tmp_path / "run", random.Random(0)
 
-    def newest():
-        return max((int(p.name) for p in complete_checkpoints(folder)), default=0)
-
-    def writes():
-        unfinished = list(folder.glob("checkpoints/*.orbax-checkpoint-tmp"))
-        return unfinished and newest() > 0
-
     reached = [0]
     for moment in ("written", "random", "random"):
         with start(*args, "--out", str(folder), "--resume") as process:
             assert "compiled in" in process.stdout.readline()
             if moment == "written":
-                wait_for(process, writes)
+                wait_for(process, lambda: is_writing(folder))
             else:
-                wait_for(process, lambda: newest() > reached[-1])
+                wait_for(process, lambda: newest_step(folder) > reached[-1])
                 time.sleep(rng.uniform(0, 0.2))
             process.kill()
             _, err = process.communicate()
@@ -347,7 +333,7 @@ def test_killed_again_and_again_it_goes_on_to_the_same_bits(
         if moment == "written":
             assert list(folder.glob("checkpoints/*.orbax-checkpoint-tmp"))
         assert not (folder / "summary.json").exists()
-        reached.append(newest())
+        reached.append(newest_step(folder))
     assert train(*args, "--resume")[0] == 0
     assert ending(folder) == whole
     assert summary_of(folder)["resumed_at_steps"] == reached[1:]
