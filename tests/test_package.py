@@ -76,7 +76,7 @@ def required_by(names):
 
 @pytest.fixture(scope="module")
 def clean_python(wheel, tmp_path_factory):
-    """The Python of a new environment with the wheel, jax, optax, and what they need."""
+    """Python in a new environment: the wheel, jax, optax, and what they need."""
     folder = tmp_path_factory.mktemp("clean")
     venv.create(folder, with_pip=False, symlinks=True)
     python = folder / "bin/python"
