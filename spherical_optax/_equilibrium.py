@@ -16,6 +16,7 @@ from spherical_optax.labels import ChannelAxesTable, Labels, partition_by_label
 DECOUPLED = ("adamw",)
 NORMALIZED = ("adam", "adams", "adamsrt")
 MOMENTUM = ("sgd", "sgdmrt")
+TRANSPORTED = ("sgdmrt", "adamsrt")
 PREDICTED = (*MOMENTUM, *DECOUPLED, *NORMALIZED)
 
 
@@ -44,13 +45,13 @@ def equilibrium_rotation(
 
     .. math:: \sqrt{\frac{2 \eta \lambda}{1 + \mu}}
 
-    for ``"sgd"`` and ``"sgdmrt"`` with momentum :math:`\mu`, and
+    for ``"sgd"`` with momentum :math:`\mu`, and
 
     .. math:: \sqrt{2 \eta \lambda \frac{1 - b_1}{1 + b_1}}
 
     for ``"adamw"``: neither depends on the gradient or on the layer. Where weight decay
     is added to the gradient before Adam divides by its size, the angle does: for
-    ``"adam"`` (with coupled L2), ``"adams"`` and ``"adamsrt"`` it is
+    ``"adam"`` (with coupled L2) and ``"adams"`` it is
 
     .. math::
       \sqrt{\frac{1 - b_1}{1 + b_1}} \,
@@ -58,6 +59,11 @@ def equilibrium_rotation(
 
     with :math:`d` the size of the group and :math:`\gamma = |x|\,|g|` the length that
     the gradient has on the unit sphere.
+
+    A momentum that is transported is a tangent at every step: weight decay does not
+    gather in it, and groups settle at a smaller norm. For ``"sgdmrt"`` the angle is
+    :math:`\sqrt{2 \eta \lambda}` whatever the momentum, and for ``"adamsrt"`` it is
+    that of ``"adam"`` times :math:`(1 + b_1)^{1/3}`.
 
     Args:
       optimizer: one of the names above. Weight decay is coupled L2, but for
@@ -92,7 +98,8 @@ def equilibrium_rotation(
     )
     strength = 2 * learning_rate * weight_decay
     if optimizer in MOMENTUM:
-        return _power(strength / (1 + momentum), 0.5)
+        gathered = 1 if optimizer in TRANSPORTED else 1 + momentum
+        return _power(strength / gathered, 0.5)
     averaging = (1 - b1) / (1 + b1)
     if optimizer in DECOUPLED:
         return _power(strength * averaging, 0.5)
@@ -102,6 +109,8 @@ def equilibrium_rotation(
             " rotation depends on them"
         )
     check_numbers(positive={"group_size": group_size, "gradient_norm": gradient_norm})
+    if optimizer in TRANSPORTED:
+        strength = strength * (1 + b1)
     turn = _power(strength * learning_rate * group_size / gradient_norm, 1 / 3)
     return _power(averaging, 0.5) * turn
 
