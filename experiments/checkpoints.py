@@ -205,6 +205,8 @@ def _orbax() -> Any:
     import orbax.checkpoint
 
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    # Nor what asyncio says of the other leaves when one could not be written.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     told = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:

@@ -142,6 +142,12 @@ class Config:
     10m, or never. SIGTERM, Ctrl-C and --time-limit save in any case."""
     time_limit: Span = None
     """Save and stop so that the command ends within this time, as 9m or 1.5h."""
+    monitor: bool = False
+    """Write norm, angle of a step and effective learning rate of each layer on a sphere
+    into metrics.jsonl, as they are at the end of every epoch, and draw them."""
+    check_labels: bool = False
+    """Measure at the start which weights live on spheres, and warn where the model's
+    labels say otherwise."""
     tensorboard: bool = False
     """Write event files for TensorBoard as well."""
     wandb: bool = False
@@ -164,6 +170,6 @@ NAMES = ("dataset", "model", "optimizer", "protocol")
 
 PLACE = (
     *("out", "overwrite", "resume", "checkpoint_every", "time_limit"),
-    *("tensorboard", "wandb", "config", "sources"),
+    *("check_labels", "tensorboard", "wandb", "config", "sources"),
 )
 """Options that do not change a run's numbers: left out of config.json."""

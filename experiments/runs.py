@@ -25,10 +25,14 @@ CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 CURVES = "learning_curves.png"
+SPHERES_FIGURE = "spheres.png"
 SWITCH_POINTS = "switch_points.csv"
 CHECKPOINTS = "checkpoints"
 _UNFINISHED = ".unfinished"  # ends the name of a file that is being written
-_OF_A_RUN = (METRICS, SUMMARY, CURVES, SWITCH_POINTS, WANDB_ID, CHECKPOINTS, EVENTS)
+_OF_A_RUN = (
+    *(METRICS, SUMMARY, CURVES, SPHERES_FIGURE, SWITCH_POINTS),
+    *(WANDB_ID, CHECKPOINTS, EVENTS),
+)
 
 _PACKAGES = (
     *("jax", "jaxlib", "optax", "flax", "orbax-checkpoint"),

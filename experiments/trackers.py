@@ -108,7 +108,11 @@ def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
     found: dict[str, float] = {}
     for name, value in metrics.items():
         if isinstance(value, Mapping):
-            found |= {f"{name}/{part}": number for part, number in value.items()}
+            for part, number in value.items():
+                if isinstance(number, Mapping):  # of a layer: the same quantities
+                    found |= {f"{name}/{q}/{part}": n for q, n in number.items()}
+                else:
+                    found[f"{name}/{part}"] = number
         elif value is not None and name != "epoch":
             split, _, quantity = name.partition("_")
             grouped = split in ("train", "validation", "test")

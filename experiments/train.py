@@ -21,10 +21,12 @@ from experiments import errors
 from experiments.checkpoints import CheckpointError
 from experiments.config import Config, parse, to_json
 from experiments.data import STREAMED, load_dataset, load_streamed
+from experiments.inspect import label_differences
 from experiments.keeper import Keeper, how_it_ended
 from experiments.plots import plot_learning_curves
 from experiments.progress import ProgressDisplay, say
-from experiments.runs import CURVES, RunFolder
+from experiments.runs import CURVES, SPHERES_FIGURE, RunFolder
+from experiments.spheres import SPHERES, plot_spheres
 from experiments.stopping import (
     INTERRUPTED,
     OUT_OF_TIME,
@@ -89,7 +91,10 @@ def train(config: Config, stop: StopRequest, began: float) -> int:
             return _EXIT_CODES[ended["status"]]
 
         # 2. Data, and the compiled program with its first state, or where it stopped.
-        trainer = Trainer(config, load(config))
+        dataset = load(config)
+        if config.check_labels and (wrong := label_differences(config, dataset)):
+            say(f"warning: --check-labels: {wrong}", stderr=True)
+        trainer = Trainer(config, dataset)
         keeper = Keeper(config, folder, trainer, stop)
         if not (config.resume and keeper.take_up()):
             folder.begin(
@@ -185,6 +190,7 @@ def run_epoch(
         "train_loss": train.loss,
         "train_accuracy": train.accuracy,
         **tested,
+        **({SPHERES: trainer.spheres()} if trainer.monitors else {}),
         "timing": {
             "train_seconds": clock.seconds,
             "outside_step_seconds": clock.outside,
@@ -215,6 +221,8 @@ def draw(
     if lines:
         title = f"{config.optimizer}, {config.model}, {config.dataset}"
         plot_learning_curves(lines, title, folder.path / CURVES)
+        if config.monitor:
+            plot_spheres(lines, title, folder.path / SPHERES_FIGURE)
     if config.optimizer == "swats":
         state = trainer.state
         points = so.swats_switch_points(state.opt_state, state.params)

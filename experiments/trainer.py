@@ -8,7 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
+import spherical_optax as so
 from experiments.config import Config
 from experiments.data import Dataset, Split, Stream, StreamedDataset, validation_split
 from experiments.errors import UsageError
@@ -17,6 +19,7 @@ from experiments.models import MODELS, label_spheres
 from experiments.optimizers import make_optimizer
 from experiments.pipeline import Pipeline
 from experiments.schedules import make_schedule
+from experiments.spheres import sphere_metrics
 from experiments.steps import (
     Means,
     Tally,
@@ -42,6 +45,13 @@ class NonFiniteError(Exception):
     """The loss or a gradient was not finite; the message says when and where."""
 
 
+def monitored(
+    build: Callable[[Any], optax.GradientTransformation],
+) -> Callable[[Any], optax.GradientTransformation]:
+    """A builder of the same optimizer, with a record of what it does to spheres."""
+    return lambda params: so.monitor_sphere(build(params), labels=label_spheres(params))
+
+
 def many_steps_a_call() -> bool:
     """Whether the device does many steps without the host: all but the CPU."""
     return jax.default_backend() != "cpu"
@@ -56,6 +66,7 @@ class Trainer:
       epoch: the epoch that was begun last; 0 before the first.
       steps_per_epoch: the last, incomplete batch is left out.
       images: how many there are, by split.
+      monitors: whether the optimizer records what it does to spheres.
       pipeline: with the clock of the epoch.
       compile_seconds: what tracing and compiling took.
     """
@@ -78,6 +89,7 @@ class Trainer:
         self.batch_size = config.batch_size
         self.steps_per_epoch = len(train) // config.batch_size
         self.images = {name: len(s) for name, s in {"train": train, **splits}.items()}
+        self.monitors = config.monitor
         self.step, self.epoch, self._tally = 0, 0, Tally.zero()
         self._many_steps = many_steps_a_call() and isinstance(train, Split)
         self.pipeline = Pipeline(many_steps=self._many_steps)
@@ -175,6 +187,10 @@ class Trainer:
         assert first is not None  # completed when the command line was read
         return first * float(jnp.asarray(self.schedule(self.step - 1)))
 
+    def spheres(self) -> dict[str, dict[str, float]]:
+        """What the last step did to each layer on a sphere; with --monitor alone."""
+        return sphere_metrics(self.state.opt_state)
+
     def parameter_count(self) -> int:
         """Number of trained weights."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
@@ -189,6 +205,14 @@ class Trainer:
             make_schedule, config.schedule, steps, decay=config.milestone_factor
         )
         self.schedule = schedule(config.milestones)
+        build_optimizer = partial(
+            make_optimizer,
+            config.optimizer,
+            config.hyperparameters.given(),
+            self.schedule,
+            label_spheres,
+            sgd_schedule=schedule(config.sgd_milestones or config.milestones),
+        )
         graph, optimizer, self.state = init_state(
             partial(
                 MODELS[config.model],
@@ -196,14 +220,7 @@ class Trainer:
                 num_classes=dataset.num_classes,
                 dtype=jnp.dtype(config.dtype),
             ),
-            partial(
-                make_optimizer,
-                config.optimizer,
-                config.hyperparameters.given(),
-                self.schedule,
-                label_spheres,
-                sgd_schedule=schedule(config.sgd_milestones or config.milestones),
-            ),
+            monitored(build_optimizer) if config.monitor else build_optimizer,
             init_key,
         )
         self._feed = self._make_feed(train, steps)

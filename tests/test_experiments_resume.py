@@ -102,6 +102,8 @@ def test_stopped_twice_with_every_kind_of_state(
     optimizer, train, stop_at, never_stopped, shared
 ):
     args = ["--optimizer", optimizer, "--validation-fraction", "0.1"]
+    if optimizer == "adamp":
+        args += ["--monitor"]
     if optimizer == "swats":
         args += ["--threshold", "0.05", "--sgd-milestones", "0.5"]
     whole = never_stopped(*args)
@@ -164,6 +166,7 @@ def test_run_that_is_not_finite_is_not_repeated(train, capsys):
         (["--b1", "0.8"], "--b1 is 0.8 here and 0.9 in"),
         (["--dtype", "bfloat16"], "--dtype is bfloat16 here and float32 in"),
         (["--milestones", "0.5"], "--milestones is [0.5] here and [0.33"),
+        (["--monitor"], "--monitor is True here and False in"),
     ],
 )
 def test_another_run_is_refused(options, message, train, stopped, capsys):
