@@ -7,8 +7,8 @@ test ends when the smoothed loss is --stop-at times its lowest value, or no numb
 leaves a figure and the numbers, and suggests the learning rate at which the smoothed
 loss falls fastest; where it is lowest is already too much.
 
-Options that are not listed are those of python -m experiments.train: --model, --dataset,
---batch-size, --seed, and the optimizer with its hyperparameters.
+Options that are not listed are those of python -m experiments.train: --model,
+--dataset, --batch-size, --seed, and the optimizer with its hyperparameters.
 
 Exit codes: 0 there is a suggestion; 1 there is none, the loss never fell; 2 an option
 cannot be used.
@@ -225,7 +225,7 @@ def plot(found: RangeTest, title: str, path: Path) -> None:
             ls="--",
             label=f"falls fastest: {found.suggestion:.2g}",
         )
-    top = 1.1 * max(found.smoothed[:1] + [2 * min(found.smoothed, default=1.0)])
+    top = 1.1 * max([*found.smoothed[:1], 2 * min(found.smoothed, default=1.0)])
     axes.set(xscale="log", xlabel="learning rate", ylabel="loss of the batch")
     axes.set(title=title, ylim=(0, max(top, 1e-3)))
     axes.grid(alpha=0.3)

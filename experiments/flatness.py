@@ -203,20 +203,19 @@ def _sharpness(
 ) -> float:
     """The largest loss on an ascent, relative to that at the weights, in percent."""
 
+    # Called from Python: within a loop of the compiled program convolutions are many
+    # times slower on a CPU.
     @jax.jit
-    def climb(params: Any) -> tuple[jax.Array, jax.Array]:
-        start = loss_fn(params)
+    def step(y: Any, rate: jax.Array) -> tuple[Any, jax.Array]:
+        moved = jax.tree.map(jnp.add, params, y)
+        loss, grads = jax.value_and_grad(loss_fn)(moved)
+        return ascend(y, grads, rate), loss
 
-        def step(index: jax.Array, carry: tuple[Any, jax.Array]) -> Any:
-            y, highest = carry
-            moved = jax.tree.map(jnp.add, params, y)
-            loss, grads = jax.value_and_grad(loss_fn)(moved)
-            y = ascend(y, grads, 1 / (index + 1.0))
-            return y, jnp.fmax(highest, loss)
-
-        y, highest = jax.lax.fori_loop(0, steps, step, (begin, start))
-        last = loss_fn(jax.tree.map(jnp.add, params, y))
-        return start, jnp.fmax(highest, last)
-
-    start, highest = map(float, climb(params))
+    value = jax.jit(loss_fn)
+    start, y = float(value(params)), begin
+    highest = start
+    for index in range(steps):
+        y, loss = step(y, 1 / jnp.asarray(index + 1.0))
+        highest = max(highest, float(loss))
+    highest = max(highest, float(value(jax.tree.map(jnp.add, params, y))))
     return 100 * (highest - start) / (1 + start)

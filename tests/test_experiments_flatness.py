@@ -1,10 +1,13 @@
 """Measures of flatness, on functions whose answer is known."""
 
+import doctest
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import find_lr, flatness
 from experiments.flatness import (
     epsilon_sharpness,
     largest_eigenvalue,
@@ -14,6 +17,13 @@ from experiments.flatness import (
 RNG = np.random.default_rng(0)
 INPUTS = jnp.asarray(RNG.normal(size=(64, 6)), jnp.float32)
 TARGETS = jnp.asarray(RNG.normal(size=(64, 3)), jnp.float32)
+
+
+@pytest.mark.parametrize("module", [flatness, find_lr])
+def test_examples_run(module):
+    found = doctest.testmod(module)
+    assert found.attempted
+    assert not found.failed
 
 
 def relu_network(params):

@@ -107,7 +107,12 @@ def provenance(document: Mapping[str, Any]) -> str:
 
 
 def put_into(path: Path, text: str) -> None:
-    """Replaces what stands between the two marks in a file.
+    """Replaces the table of a file, which stands between two marks."""
+    put_between(path, text, BEGIN, END)
+
+
+def put_between(path: Path, text: str, begin_mark: str, end_mark: str) -> None:
+    """Replaces what stands between two marks in a file.
 
     Raises:
       UsageError: the file cannot be read, or has no marks.
@@ -116,11 +121,13 @@ def put_into(path: Path, text: str) -> None:
         old = path.read_text()
     except OSError as error:
         raise UsageError(f"--readme {path}: {error.strerror}") from None
-    before, begin, rest = old.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = old.partition(begin_mark)
+    _, end, after = rest.partition(end_mark)
     if not begin or not end:
-        raise UsageError(f"--readme {path}: no lines {BEGIN!r} and {END!r} in it")
-    path.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}")
+        raise UsageError(
+            f"--readme {path}: no lines {begin_mark!r} and {end_mark!r} in it"
+        )
+    path.write_text(f"{before}{begin_mark}\n\n{text}\n{end_mark}{after}")
 
 
 def _place(machine: Mapping[str, Any]) -> str:

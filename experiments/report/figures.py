@@ -212,12 +212,17 @@ def _canvas(
         )
         try:
             yield canvas, list(axes.flat)
-            stem.parent.mkdir(parents=True, exist_ok=True)
-            _save_png(canvas, Path(f"{stem}.png"))
-            canvas.savefig(f"{stem}.svg", metadata={"Date": None})
-            shorten(Path(f"{stem}.svg"))
+            save(canvas, stem)
         finally:
             plt.close(canvas)
+
+
+def save(canvas: "Canvas", stem: Path) -> None:
+    """Saves a figure as PNG and SVG; ``stem`` is its path without ending."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    _save_png(canvas, Path(f"{stem}.png"))
+    canvas.savefig(f"{stem}.svg", metadata={"Date": None})
+    shorten(Path(f"{stem}.svg"))
 
 
 def _save_png(canvas: "Canvas", path: Path) -> None:
