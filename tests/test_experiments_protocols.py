@@ -176,7 +176,7 @@ def test_what_is_given_wins_and_config_json_says_so(tmp_path, monkeypatch):
             *("milestone_factor", "validation_fraction"),
         },
         table: {"learning_rate", "b2", "weight_decay"},
-        "default": {"seed", "dtype", "sgd_milestones", "image_size"},
+        "default": {"seed", "dtype", "sgd_milestones", "image_size", "monitor"},
     }
     by_source["command line"] |= {"b1", "eps"}
     for source, options in by_source.items():

@@ -1,9 +1,7 @@
 """Study 5: the lesson on optimizers from scratch, on the network it was taught with."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -158,26 +156,27 @@ _DECAYS: dict[str, dict[str, Callable[[Any], optax.GradientTransformation]]] = {
 def run(place: Place) -> Outcome:
     """The lesson's table, gradient statistics, the finder, and weight decay."""
     dataset = load_dataset("digits" if place.small else "fashion_mnist")
-    place.runs.mkdir(parents=True, exist_ok=True)
-    table: dict[str, list[dict[str, Any]]] = {name: [] for name in ROWS}
-    for seed in range(place.seeds):
-        for name, row in ROWS.items():
-            path = place.runs / f"{name}-seed{seed}.json"
-            table[name].append(
-                _kept(
-                    path, place, lambda n=name, r=row, s=seed: _train(n, r, dataset, s)
-                )
+    table = {
+        name: [
+            place.once(
+                f"{name}-seed{seed}",
+                _options(dataset, seed),
+                lambda row=row, seed=seed: _train(row, dataset, seed),
             )
+            for seed in range(place.seeds)
+        ]
+        for name, row in ROWS.items()
+    }
     decays = {
-        f"{name}, {kind}": _kept(
-            place.runs / f"decay-{name}-{kind}.json",
-            place,
+        f"{name}, {kind}": place.once(
+            f"decay-{name}-{kind}",
+            _options(dataset),
             lambda make=make: _with_decay(make, dataset),
         )
         for name, kinds in _DECAYS.items()
         for kind, make in kinds.items()
     }
-    finder = _kept(place.runs / "finder.json", place, lambda: _find(dataset))
+    finder = place.once("finder", _options(dataset), lambda: _find(dataset))
     _draw_gradients({name: runs[0] for name, runs in table.items()}, place)
     _draw_finder(finder, place)
     verdicts = [_judge(ROWS[name], runs) for name, runs in table.items()]
@@ -190,39 +189,21 @@ def run(place: Place) -> Outcome:
     return Outcome(verdicts, _blocks(table, decays, finder), data)
 
 
-def _kept(path: Path, place: Place, make: Callable[[], dict[str, Any]]) -> Any:
-    """What there is in a file; made, where it is missing."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        pass
-    place.clock.check(0.0 if place.small else 20.0)
-    print(path.stem, flush=True)
-    record = make()
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text(json.dumps(record) + "\n")
-    unfinished.replace(path)
-    return record
-
-
-def _config(dataset: Dataset, seed: int, *options: str) -> Any:
+def _options(dataset: Dataset, seed: int = 0) -> list[str]:
     small = dataset.name == "digits"
-    return parse(
-        [
-            f"--dataset={dataset.name}",
-            "--model=convnet",
-            f"--batch-size={256 if small else _BATCH}",
-            f"--seed={seed}",
-            "--no-augment",
-            *options,
-        ]
-    )
+    return [
+        f"--dataset={dataset.name}",
+        "--model=convnet",
+        f"--batch-size={256 if small else _BATCH}",
+        f"--seed={seed}",
+        "--no-augment",
+    ]
 
 
-def _train(name: str, row: Row, dataset: Dataset, seed: int) -> dict[str, Any]:
+def _train(row: Row, dataset: Dataset, seed: int) -> dict[str, Any]:
     """Trains a row; accuracies, and the gradients of every layer at every step."""
     loop = Loop(
-        _config(dataset, seed),
+        parse(_options(dataset, seed)),
         dataset,
         lambda _: optax.chain(record_gradients(), row.make()),
     )
@@ -236,7 +217,6 @@ def _train(name: str, row: Row, dataset: Dataset, seed: int) -> dict[str, Any]:
     paths = [path for path, _ in leaves_with_paths(loop.state.params)]
     kernels = [i for i, path in enumerate(paths) if path.endswith("kernel")]
     return {
-        "name": name,
         "train": float(np.mean(accuracies[-loop.steps_per_epoch :])),
         "test": loop.test().accuracy,
         "layers": [paths[i].removesuffix("/kernel") for i in kernels],
@@ -250,7 +230,9 @@ def _with_decay(
 ) -> dict[str, float]:
     """An epoch with a kind of weight decay: accuracy, and norms at the end."""
     loop = Loop(
-        _config(dataset, 0), dataset, lambda params: make(label_spheres(params))
+        parse(_options(dataset)),
+        dataset,
+        lambda params: make(label_spheres(params)),
     )
     for _ in range(2 * loop.steps_per_epoch):
         loop.step()
@@ -266,7 +248,7 @@ def _with_decay(
 def _find(dataset: Dataset) -> dict[str, Any]:
     """The lesson's finder: the rate grows by 1.3, until the loss is 3 times its low."""
     rates = growing_rates(FindOptions(start=1e-5, end=100.0, factor=1.3, stop_at=3.0))
-    config = _config(dataset, 0, "--optimizer=sgd", "--momentum=0")
+    config = parse([*_options(dataset), "--optimizer=sgd", "--momentum=0"])
     found = range_test(make_loop(config, dataset, rates), rates, 3.0)
     return {
         "rates": found.rates[: len(found.smoothed)],
@@ -380,9 +362,8 @@ def _blocks(
         Picture(
             f"{FIGURES}/finder",
             "Smoothed loss over the learning rate",
-            "The learning rate grows by 1.3 at every batch, until the loss is 3"
-            " times its"
-            " lowest.",
+            "The learning rate grows by 1.3 at every batch, until the loss is 3 times"
+            " its lowest.",
         ),
         Heading(2, "Weight decay and L2"),
         Paragraph(

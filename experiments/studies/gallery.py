@@ -33,8 +33,7 @@ def page_blocks() -> list[Block]:
         Paragraph(
             "Five works stand behind this library. Here is the headline result of each,"
             " repeated with one command: what was run, where and for how long, what"
-            " came"
-            " of it, and what would have to be run to repeat it in full."
+            " came of it, and what would have to be run to repeat it in full."
         ),
         *overview(),
     ]

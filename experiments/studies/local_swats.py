@@ -201,13 +201,10 @@ STUDY = Study(
     ),
     source="AnirudhMaiya's local SWATS; Keskar and Socher 2017",
     about=(
-        "SWATS with a local, a global and one estimate for all weights, at the"
-        " threshold"
-        " of the paper (1e-9) and at that of the local experiments (1e-5), and"
-        " AdaBound,"
-        " on a small ResNet with batch norm, Fashion-MNIST, 2 epochs of batches of 64,"
-        " two seeds. The published runs are 200 epochs of ResNet-18 and DenseNet-121 on"
-        " CIFAR-10."
+        "SWATS with a local, a global and a joint switch, at the threshold of the paper"
+        " (1e-9) and at that of the local experiments (1e-5), and AdaBound, on a small"
+        " ResNet with batch norm, Fashion-MNIST, 2 epochs of batches of 64, two seeds."
+        " The published runs are 200 epochs of ResNet-18 and DenseNet-121 on CIFAR-10."
     ),
     full_scale=tuple(
         "python -m experiments.reproduce --dataset cifar10 --model"

@@ -271,9 +271,8 @@ def _blocks(
         Picture(
             f"{FIGURES}/circle",
             "Paths of seven optimizers in the plane",
-            "Weights in the plane; the circle is where they begin. A path that"
-            " leaves it"
-            " outwards grows.",
+            "Weights in the plane; the circle is where they begin. Outside it they have"
+            " grown.",
         ),
         Picture(
             f"{FIGURES}/sphere",

@@ -12,6 +12,7 @@ from typing import Any
 
 from experiments.bench.machine import machine, versions
 from experiments.errors import UsageError
+from experiments.progress import say
 from experiments.report import page
 from experiments.report.page import Block, Bullets, Code, Heading, Paragraph, Table
 from experiments.report.published import CONTRADICTED, HOLDS, NOT_RUN, Finding
@@ -22,6 +23,9 @@ FILE, FIGURES = "results.json", "figures"
 
 YES, NO, NEVER = "holds", "does not hold here", "not run"
 """The verdicts: shown; not shown, or shown to be otherwise; no runs to tell by."""
+
+
+_ENOUGH = 30.0  # seconds; less is not enough to begin a piece of work
 
 
 class OutOfTimeError(Exception):
@@ -90,6 +94,35 @@ class Place:
     clock: Clock
     seeds: int
     small: bool
+
+    def once(
+        self, name: str, settings: Sequence[str], make: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Does a piece of work, or reads what it came to with the same settings.
+
+        Args:
+          name: of the file that keeps it, in the folder of runs.
+          settings: what it depends on; with other ones it is done again.
+          make: does it; its result goes through JSON.
+
+        Raises:
+          OutOfTimeError: it is still to be done, and there is hardly any time.
+        """
+        path = self.runs / f"{name}.json"
+        try:
+            record = json.loads(path.read_text())
+            if record["settings"] == list(settings):
+                return record["found"]
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # not done, or not to the end
+        self.clock.check(0.0 if self.small else _ENOUGH)
+        say(f"{name}: {' '.join(settings)}")
+        record = {"settings": list(settings), "found": make()}
+        self.runs.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".part")
+        unfinished.write_text(json.dumps(record) + "\n")
+        unfinished.replace(path)
+        return json.loads(path.read_text())["found"]
 
 
 @dataclass(frozen=True)
