@@ -54,7 +54,9 @@ def descend(
 ) -> dict[str, np.ndarray]:
     r"""A path on the toy problem, which does not depend on the length of the weights.
 
-    .. math:: f(w) = 1 - \frac{\langle w, e_1\rangle}{|w|}
+    .. math:: f(w) = 1 - \bar w_1 + 2 \bar w_3^2, \qquad \bar w = \frac{w}{|w|}
+
+    where the last term, a valley along the equator, is there from three dimensions on.
 
     Args:
       optimizer: under test.
@@ -68,7 +70,8 @@ def descend(
 
     def loss(params: Any) -> jax.Array:
         w = params["w"][:, 0]
-        return 1 - w[0] / jnp.linalg.norm(w)
+        unit = w / jnp.linalg.norm(w)
+        return 1 - unit[0] + 2 * jnp.sum(unit[2:3] ** 2)
 
     monitored = so.monitor_sphere(optimizer, labels=_LABELS)
 
@@ -96,7 +99,7 @@ def run(place: Place) -> Outcome:
     """The toy problems, and the same optimizers on a network."""
     starts = {
         2: np.array([np.cos(2.5), np.sin(2.5)]),
-        3: np.array([-0.8, 0.5, np.sqrt(1 - 0.64 - 0.25)]),
+        3: np.array([-0.6, 0.48, 0.64]),
     }
     toys = {
         d: {name: descend(make(), start) for name, make in TOYS.items()}
@@ -184,18 +187,17 @@ def _draw_toys(toys: Mapping[int, Mapping[str, Any]], place: Place) -> None:
         for index, name in enumerate(names):
             axis, path = axes[index], toys[2][name]["path"]
             axis.plot(np.cos(turn), np.sin(turn), color="0.8", lw=0.8)
-            axis.plot(path[:, 0], path[:, 1], ".-", **_thin(index), ms=2)
+            axis.plot(path[:, 0], path[:, 1], marker=".", **_thin(index), ms=2)
             axis.plot(*path[0], "ks", ms=3)
             axis.set_title(f"{name}\nnorm {toys[2][name]['norm'][-1]:.2f}", loc="left")
             axis.set_aspect("equal")
-            axis.set_xticks([])
-            axis.set_yticks([])
+            axis.set_axis_off()
         axes[-1].remove()
     with drawing(
-        place.figures / "sphere", 2, 4, height=4.4, subplot_kw={"projection": "3d"}
+        place.figures / "sphere", 2, 4, height=4.0, subplot_kw={"projection": "3d"}
     ) as axes:
         for index, name in enumerate(names):
-            _draw_on_sphere(axes[index], toys[3][name]["path"], name, index)
+            draw_on_sphere(axes[index], toys[3][name]["path"], name, index)
         axes[-1].remove()
     with drawing(place.figures / "toy-norms", 1, 2, height=2.8) as axes:
         for index, name in enumerate(names):
@@ -207,7 +209,8 @@ def _draw_toys(toys: Mapping[int, Mapping[str, Any]], place: Place) -> None:
         axes[0].legend(fontsize=7, frameon=False)
 
 
-def _draw_on_sphere(axis: Any, path: np.ndarray, name: str, index: int) -> None:
+def draw_on_sphere(axis: Any, path: np.ndarray, name: str, index: int) -> None:
+    """Draws the directions of a path, seen on the sphere; a star is the minimum."""
     u, v = np.meshgrid(np.linspace(0, 2 * np.pi, 19), np.linspace(0, np.pi, 10))
     axis.plot_wireframe(
         np.cos(u) * np.sin(v),
@@ -220,9 +223,10 @@ def _draw_on_sphere(axis: Any, path: np.ndarray, name: str, index: int) -> None:
     axis.plot(*unit.T, **_thin(index))
     axis.scatter(*unit[0], color="k", s=8)
     axis.scatter(1, 0, 0, color="k", marker="*", s=25)
-    axis.set_title(name, fontsize=8)
+    axis.set_title(name, fontsize=8, y=1.0)
     axis.set_axis_off()
-    axis.view_init(elev=25, azim=50)
+    axis.set_box_aspect((1, 1, 1), zoom=1.45)
+    axis.view_init(elev=25, azim=60)
 
 
 def _thin(index: int) -> dict[str, Any]:
@@ -240,6 +244,8 @@ def _draw_network(runs: Mapping[str, Run], place: Place) -> None:
                 ]
                 epochs = [line["epoch"] for line in found.lines]
                 axis.plot(epochs, values, label=name, **line_style(index))
+        for axis in axes:
+            axis.locator_params("x", integer=True)
         axes[0].set(xlabel="epoch", ylabel="norm, mean over layers")
         axes[1].set(xlabel="epoch", ylabel="angle of a step (rad)", yscale="log")
         axes[0].legend(fontsize=7, frameon=False)
@@ -262,9 +268,10 @@ def _blocks(
     return [
         Heading(2, "On a circle and on a sphere"),
         Paragraph(
-            "The loss is 1 minus the cosine between the weights and a fixed direction:"
-            " it does not depend on the norm. All begin at norm 1 with learning rate"
-            f" 0.1, and take {_STEPS} steps. The table has the norm at the end, and the"
+            "The loss is 1 minus the cosine between the weights and a fixed direction,"
+            " on the sphere with a valley along the equator besides: it does not depend"
+            " on the norm. All begin at norm 1 with learning rate 0.1, and take"
+            f" {_STEPS} steps. The table has the norm at the end, and the"
             " angle that is left to the minimum, in degrees."
         ),
         Table(header, rows, numeric=header[1:]),
