@@ -13,14 +13,14 @@ PYTEST ?= --numprocesses auto --dist worksteal
 comma := ,
 permitted := Apache;BSD;ISC;MIT;MPL-2.0;Mozilla Public License 2.0;PSF-2.0;Python \
 Software Foundation;Unlicense
-tested := datasets,experiments,sweep,tensorboard,test
+tested := datasets,docs,experiments,sweep,tensorboard,test
 more := $(if $(EXTRAS),$(comma)$(EXTRAS))
 run := "$(VENV)/bin/python" -m
 old_enough := import sys; sys.exit(sys.version_info < (3, 11) and "$(PYTHON) is \
 Python %d.%d; 3.11 or newer is needed: set PYTHON=..." % sys.version_info[:2] or 0)
 set_up := @$(PYTHON) -c '$(old_enough)' && $(PYTHON) .ci/setup_venv.py
 
-.PHONY: help venv-train venv-test venv-audit train bench test format format-check \
+.PHONY: help venv-train venv-test venv-audit train bench docs test format format-check \
 	lint types test-oldest torture api audit licenses wheel clean
 
 help: ## list the targets
@@ -37,6 +37,9 @@ train: venv-train ## train; options in ARGS="..."
 
 bench: venv-train ## measure speed and memory; options in ARGS, PyTorch with EXTRAS=bench
 	@$(run) experiments.bench $(or $(ARGS),all)
+
+docs: venv-test ## build the documentation into docs/_build/html
+	$(run) sphinx -W --keep-going -b html docs docs/_build/html
 
 test: format-check lint types ## check format, lint and types, then run doctests and tests
 	$(run) pytest $(PYTEST)
@@ -82,5 +85,5 @@ clean: ## remove environments that make set up, caches and builds
 	for venv in "$(VENV)" "$(VENV)-audit" "$(VENV)-oldest"; do \
 		if [ -e "$$venv/spherical_optax.json" ]; then rm -rf "$$venv" "$$venv.lock"; fi; \
 	done
-	rm -rf dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf dist docs/_build docs/notebooks docs/pictures docs/studies .pytest_cache .ruff_cache .hypothesis
 	find spherical_optax experiments tests -name __pycache__ -prune -exec rm -rf {} +

@@ -30,7 +30,7 @@ _HYPERPARAMETERS = [field.name for field in dataclasses.fields(Hyperparameters)]
 _OF_THE_OPTIMIZER = (*_HYPERPARAMETERS, "sgd_milestones")
 
 # Options that earlier versions did not write, and what they did.
-_ADDED_LATER = {"monitor": False}
+ADDED_LATER = {"monitor": False}
 
 _Rule = tuple[str, Callable[[Any], bool]]
 _AT_LEAST_ZERO: _Rule = ("a finite number >= 0", lambda x: 0 <= x < math.inf)
@@ -119,7 +119,7 @@ def first_difference(
 def _flat(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options and hyperparameters side by side, as JSON has them."""
     options = json.loads(json.dumps(options))
-    options = {**_ADDED_LATER, **options}
+    options = {**ADDED_LATER, **options}
     return {**options, **options.get("hyperparameters", {}), "hyperparameters": None}
 
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from experiments.config import ADDED_LATER
 from experiments.errors import UsageError
 from experiments.runs import CONFIG, METRICS, SUMMARY
 
@@ -48,8 +49,8 @@ class Run:
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """The options of the run."""
-        return self.record["config"]
+        """The options of the run, with those that its version did not have yet."""
+        return {**ADDED_LATER, **self.record["config"]}
 
     @property
     def seed(self) -> int:

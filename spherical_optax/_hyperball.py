@@ -330,7 +330,7 @@ def project_to_norm(
       channel_axes: label to channel axes; ``None`` means ``CHANNEL_AXES``.
 
     Returns:
-      A transformation that needs parameters. It stands last in a chain: what comes
+      A transformation that needs parameters. Put it last in a chain, since what comes
       after it would leave the sphere. Behind an optimizer that keeps points of its
       own, as :func:`optax.contrib.schedule_free` does, it would move the weights and
       not those points.

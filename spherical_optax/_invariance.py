@@ -169,7 +169,7 @@ def detect_invariance(
 
     Returns:
       A label tree, as ``labels`` of any optimizer; with ``explain`` also an
-      :class:`InvarianceTable`, which has a row ``(path, label, worst_cosine,
+      ``InvarianceTable``, which has a row ``(path, label, worst_cosine,
       worst_loss_change, known)`` for each leaf and prints well.
 
     Raises:

@@ -195,7 +195,7 @@ def retract_to_sphere(
       eps: added to the norm.
 
     Returns:
-      A transformation that needs parameters. It stands last in a chain: what comes
+      A transformation that needs parameters. Put it last in a chain, since what comes
       after it would leave the sphere.
 
     Raises:

@@ -240,6 +240,7 @@ def test_training_without_pytorch(tmp_path, capsys):
     assert record["result"]["missing"] == "torch is not installed"
     assert record["result"]["images_per_second"]["jax"]["median"] > 0
     assert set(record["result"]["share"]) == {"adam", "adamsrt"}
+    assert record["result"]["ratio"]["monitored"]["median"] > 0
     assert "torch is not installed" in capsys.readouterr().out
 
 

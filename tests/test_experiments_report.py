@@ -13,7 +13,7 @@ from run_folders import config_of, line_of, write_run
 from scipy import stats as scipy_stats
 
 from experiments import reproduce
-from experiments.config import parse, to_json
+from experiments.config import ADDED_LATER, parse, to_json
 from experiments.report import published, stats
 from experiments.report.columns import columns_of
 from experiments.report.command import main
@@ -56,6 +56,14 @@ def report(runs, *options):
 def tables(runs):
     """The tables of the report that was written."""
     return json.loads((runs / "report/results.json").read_text())["tables"]
+
+
+def test_runs_of_an_earlier_version_belong_to_those_of_today(runs):
+    add(runs, "adam", 0, 96.0)  # without an option that came later
+    add(runs, "adam", 1, 97.0, **ADDED_LATER)
+    (column,) = columns(runs)
+    (setting,) = column.settings
+    assert len(setting.finished) == 2
 
 
 def test_mean_and_deviation_over_seeds(runs):

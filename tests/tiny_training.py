@@ -24,7 +24,7 @@ def compile_once(function, *args, donate=(), options=None):
     Most of a short run is its compilation, and many tests run the same program.
     """
     lowered = jax.jit(function, donate_argnums=donate).lower(*args)
-    said = lowered.as_text()
+    said = (lowered.as_text(), str(lowered.in_tree), str(lowered.out_tree))
     if said not in _compiled:
         _compiled[said] = lowered.compile({"xla_backend_optimization_level": 0})
     return _compiled[said]

@@ -145,7 +145,9 @@ def _train(result: Mapping[str, Any]) -> list[str]:
     shares = [
         f"{100 * result['share'][n]['median']:.1f} %" for n in ("adam", "adamsrt")
     ]
-    return [spread(images["jax"], 0), torch, spread(result["ratio"]["torch"]), *shares]
+    watched = f"{100 * (result['ratio']['monitored']['median'] - 1):+.1f} %"
+    ratio = spread(result["ratio"]["torch"])
+    return [spread(images["jax"], 0), torch, ratio, *shares, watched]
 
 
 def _scaling(result: Mapping[str, Any]) -> list[str]:
@@ -221,6 +223,7 @@ COLUMNS: dict[str, Columns] = {
             "ratio to it",
             "share of adam",
             "share of adamsrt",
+            "monitoring",
         ),
         _train,
     ),

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from experiments.bench.clock import Budget, Contender, alternate, ratio, summary
 from experiments.bench.jax_side import jax_step
@@ -21,9 +22,9 @@ from experiments.steps import (
     make_train_step,
     repeat_step,
 )
-from experiments.trainer import many_steps_a_call
+from experiments.trainer import many_steps_a_call, monitored
 
-JAX, TORCH = "jax", "torch"
+JAX, TORCH, MONITORED = "jax", "torch", "monitored"
 UPDATES = ("adam", "adamsrt")
 """Optimizers whose share of a step is measured; the models train with the first."""
 
@@ -51,10 +52,14 @@ def measure_train(
 
     Weights are float32 and Adam trains them; ``dtype`` is what the model computes in.
     The share of an optimizer is its update alone, which may write over weights and
-    state if ``donate`` says so, over the whole step.
+    state if ``donate`` says so, over the whole step. A run that is monitored records at
+    every step what it does to spheres.
     """
     trees = random_trees(model_shapes(model))
-    contenders: dict[str, Contender] = {JAX: jax_training(model, batch, dtype)}
+    contenders: dict[str, Contender] = {
+        JAX: jax_training(model, batch, dtype),
+        MONITORED: jax_training(model, batch, dtype, monitor=True),
+    }
     missing = None
     try:
         from experiments.bench.torch_training import torch_training
@@ -75,17 +80,26 @@ def measure_train(
     return {
         "images_per_second": images,
         "missing": missing,
-        "ratio": {TORCH: ratio(times[TORCH], times[JAX]) if TORCH in times else None},
+        "ratio": {
+            TORCH: ratio(times[TORCH], times[JAX]) if TORCH in times else None,
+            MONITORED: ratio(times[MONITORED], times[JAX]),
+        },
         "share": {name: ratio(times[name], times[JAX]) for name in UPDATES},
         "seconds": {name: summary(values) for name, values in times.items()},
     }
 
 
-def jax_training(model: str, batch: Batch, dtype: str) -> Contender:
+def jax_training(
+    model: str, batch: Batch, dtype: str, *, monitor: bool = False
+) -> Contender:
     """Makes what does training steps, as ``python -m experiments.train`` does them."""
+
+    def build(shapes: Any) -> optax.GradientTransformation:
+        return ROWS[UPDATES[0]].make(label_spheres(shapes))
+
     graph, optimizer, state = init_state(
         partial(MODELS[model], channels=3, num_classes=10, dtype=jnp.dtype(dtype)),
-        lambda shapes: ROWS[UPDATES[0]].make(label_spheres(shapes)),
+        monitored(build) if monitor else build,
         jax.random.key(0),
     )
     source = jax.device_put((batch.images, batch.labels))
