@@ -14,6 +14,8 @@ ROOT = HERE.parent
 sys.path[:0] = [str(ROOT), str(HERE)]
 
 import pictures  # noqa: E402
+from docutils import nodes  # noqa: E402
+from latex2mathml.converter import convert  # noqa: E402
 
 import spherical_optax  # noqa: E402
 
@@ -24,7 +26,6 @@ version = release = spherical_optax.__version__
 extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
 ]
 exclude_patterns = ["_build", "README.md", "**.ipynb_checkpoints"]
@@ -50,8 +51,10 @@ nitpick_ignore_regex = [
 ]
 
 html_theme = "furo"
+html_math_renderer = "mathml"  # what browsers draw themselves, from disk as well
 html_title = f"spherical_optax {release}"
-html_static_path = []
+html_static_path = ["static"]
+html_css_files = ["formulas.css"]
 
 
 def setup(app):
@@ -64,6 +67,20 @@ def setup(app):
             shutil.copy(folder / "README.md", target / "index.md")
     pictures.draw_all(HERE / "pictures")
     app.connect("autodoc-process-signature", shorten)
+    app.add_html_math_renderer("mathml", (write_inline, None), (write_block, None))
+
+
+def write_inline(translator, node):
+    """Writes a formula within a line."""
+    translator.body.append(convert(node.astext()))
+    raise nodes.SkipNode
+
+
+def write_block(translator, node):
+    """Writes a formula of its own, as wide as it is: a narrow page scrolls."""
+    formula = convert(node.astext().strip(), display="block")
+    translator.body.append(f'<div class="formula">{formula}</div>')
+    raise nodes.SkipNode
 
 
 def copy(source, target, pattern):
