@@ -30,7 +30,7 @@ _HYPERPARAMETERS = [field.name for field in dataclasses.fields(Hyperparameters)]
 _OF_THE_OPTIMIZER = (*_HYPERPARAMETERS, "sgd_milestones")
 
 # Options that earlier versions did not write, and what they did.
-ADDED_LATER = {"monitor": False}
+ADDED_LATER = {"monitor": False, "accumulate": 1, "skip_nonfinite": 0}
 
 _Rule = tuple[str, Callable[[Any], bool]]
 _AT_LEAST_ZERO: _Rule = ("a finite number >= 0", lambda x: 0 <= x < math.inf)
@@ -46,6 +46,7 @@ _ALLOWED: dict[str, _Rule] = {
     "epochs": _AT_LEAST_ONE,
     "batch_size": _AT_LEAST_ONE,
     "eval_batch_size": _AT_LEAST_ONE,
+    "accumulate": _AT_LEAST_ONE,
     "image_size": _AT_LEAST_ONE,
     "validation_fraction": _BELOW_ONE,
     "seed": ("from 0 to 4294967295", lambda x: 0 <= x < 2**32),

@@ -142,6 +142,11 @@ class Config:
     10m, or never. SIGTERM, Ctrl-C and --time-limit save in any case."""
     time_limit: Span = None
     """Save and stop so that the command ends within this time, as 9m or 1.5h."""
+    accumulate: int = 1
+    """Split each batch into so many parts, average their gradients, and take one step:
+    less memory. Batch norm normalizes a part at a time."""
+    skip_nonfinite: int = 0
+    """Leave out steps whose gradient is not finite, at most so many in a row."""
     monitor: bool = False
     """Write norm, angle of a step and effective learning rate of each layer on a sphere
     into metrics.jsonl, as they are at the end of every epoch, and draw them."""

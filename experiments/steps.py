@@ -37,6 +37,9 @@ class Means(NamedTuple):
 Pick = Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]
 """From what a feed hands over and the step, to its images, as bytes, and labels."""
 
+Build = Callable[[Any], optax.GradientTransformation]
+"""From the parameters' shapes to the optimizer."""
+
 Step = Callable[..., tuple[TrainState, "Tally"]]
 """From state, tally and what a feed hands over to state and tally."""
 
@@ -68,7 +71,7 @@ class Tally(NamedTuple):
 
 def init_state(
     model: Callable[..., nnx.Module],
-    make_optimizer: Callable[[Any], optax.GradientTransformation],
+    make_optimizer: Build,
     key: jax.Array,
 ) -> tuple[nnx.GraphDef, optax.GradientTransformation, TrainState]:
     """Makes the model, the optimizer and the state before the first step.
@@ -120,11 +123,24 @@ def compile_ahead(
     return jax.jit(function, donate_argnums=donate).lower(*args).compile(options)
 
 
+def skipping(build: Build, most: int) -> Build:
+    """A builder of the same optimizer, which leaves out what is not finite.
+
+    Args:
+      build: of the optimizer.
+      most: so many steps in a row.
+    """
+    return lambda params: optax.apply_if_finite(build(params), most)
+
+
 def make_train_step(
     graph: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
     dataset: HasStatistics,
     pick: Pick,
+    *,
+    parts: int = 1,
+    skip_nonfinite: int = 0,
 ) -> Step:
     """Makes the function of one step.
 
@@ -133,6 +149,9 @@ def make_train_step(
       optimizer: what turns gradients into updates.
       dataset: says how images are normalized.
       pick: finds the images of the step.
+      parts: of a batch, whose gradients are averaged; they share its images evenly.
+      skip_nonfinite: how many steps in a row may be left out; more than 0 needs an
+        optimizer made by :func:`skipping`.
     """
 
     def loss_fn(
@@ -145,19 +164,54 @@ def make_train_step(
         correct = jnp.sum(jnp.argmax(logits, -1) == labels, dtype=jnp.int32)
         return jnp.mean(losses), (stats, correct)
 
+    gradient = jax.value_and_grad(loss_fn, has_aux=True)
+    if parts > 1:
+        gradient = _in_parts(gradient, parts)
+
     def train_step(
         state: TrainState, tally: Tally, source: Any
     ) -> tuple[TrainState, Tally]:
         images, labels = pick(source, state.step)
-        (loss, (stats, correct)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+        (loss, (stats, correct)), grads = gradient(
             state.params, state.stats, normalize(dataset, images), labels
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        skipped = jnp.zeros([], bool)
+        if skip_nonfinite:
+            assert isinstance(opt_state, optax.ApplyIfFiniteState)
+            count = opt_state.notfinite_count
+            skipped = (count > 0) & (count <= skip_nonfinite)
+            stats = jax.tree.map(
+                lambda new, old: jnp.where(skipped, old, new), stats, state.stats
+            )
         state = TrainState(state.step + 1, params, stats, opt_state)
-        return state, _add(tally, state.step, loss, correct, grads)
+        return state, _add(tally, state.step, loss, correct, grads, skipped)
 
     return train_step
+
+
+def _in_parts(gradient: Callable[..., Any], parts: int) -> Callable[..., Any]:
+    """The same gradient as the mean over parts of the batch, one after another."""
+
+    def mean_gradient(params: Any, stats: Any, *batch: jax.Array) -> Any:
+        batches = [x.reshape(parts, len(x) // parts, *x.shape[1:]) for x in batch]
+
+        def add(carry: Any, part: Sequence[jax.Array]) -> tuple[Any, None]:
+            loss, stats, correct, grads = carry
+            (other, (stats, right)), more = gradient(params, stats, *part)
+            grads = jax.tree.map(lambda g, m: g + m / parts, grads, more)
+            return (loss + other / parts, stats, correct + right, grads), None
+
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        carry = (jnp.zeros([]), stats, jnp.zeros([], jnp.int32), zeros)
+        # Convolutions are slow in loops of a program on the CPU: there it is unrolled.
+        unroll = parts if jax.default_backend() == "cpu" else 1
+        carry, _ = jax.lax.scan(add, carry, batches, unroll=unroll)
+        loss, stats, correct, grads = carry
+        return (loss, (stats, correct)), grads
+
+    return mean_gradient
 
 
 def repeat_step(step: Step) -> Step:
@@ -203,9 +257,16 @@ def finite_leaves(tree: Any) -> jax.Array:
 
 
 def _add(
-    tally: Tally, step: jax.Array, loss: jax.Array, correct: jax.Array, grads: Any
+    tally: Tally,
+    step: jax.Array,
+    loss: jax.Array,
+    correct: jax.Array,
+    grads: Any,
+    skipped: jax.Array,
 ) -> Tally:
     """Adds a batch to the tally, or records that it is the first not finite.
+
+    A step that was skipped is neither.
 
     From then on nothing is added, so that it does not matter how many steps later
     the tally is read.
@@ -213,7 +274,7 @@ def _add(
     leaves = finite_leaves(grads)
     finite = jnp.isfinite(loss) & jnp.all(leaves)
     good_so_far = tally.bad_step == 0
-    good, first_bad = good_so_far & finite, good_so_far & ~finite
+    good, first_bad = good_so_far & finite, good_so_far & ~finite & ~skipped
     leaf = jnp.where(jnp.all(leaves), -1, jnp.argmin(leaves)).astype(jnp.int32)
     return Tally(
         loss=tally.loss + jnp.where(good, loss, 0.0),

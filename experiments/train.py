@@ -190,6 +190,7 @@ def run_epoch(
         "train_loss": train.loss,
         "train_accuracy": train.accuracy,
         **tested,
+        **({"skipped_steps": trainer.skipped_steps()} if trainer.skips else {}),
         **({SPHERES: trainer.spheres()} if trainer.monitors else {}),
         "timing": {
             "train_seconds": clock.seconds,

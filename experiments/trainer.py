@@ -21,6 +21,7 @@ from experiments.pipeline import Pipeline
 from experiments.schedules import make_schedule
 from experiments.spheres import sphere_metrics
 from experiments.steps import (
+    Build,
     Means,
     Tally,
     TrainState,
@@ -30,6 +31,7 @@ from experiments.steps import (
     make_evaluate,
     make_train_step,
     repeat_step,
+    skipping,
 )
 from experiments.timing import EpochClock
 from spherical_optax.labels import leaves_with_paths
@@ -45,9 +47,7 @@ class NonFiniteError(Exception):
     """The loss or a gradient was not finite; the message says when and where."""
 
 
-def monitored(
-    build: Callable[[Any], optax.GradientTransformation],
-) -> Callable[[Any], optax.GradientTransformation]:
+def monitored(build: Build) -> Build:
     """A builder of the same optimizer, with a record of what it does to spheres."""
     return lambda params: so.monitor_sphere(build(params), labels=label_spheres(params))
 
@@ -67,6 +67,7 @@ class Trainer:
       steps_per_epoch: the last, incomplete batch is left out.
       images: how many there are, by split.
       monitors: whether the optimizer records what it does to spheres.
+      skips: whether steps that are not finite are left out.
       pipeline: with the clock of the epoch.
       compile_seconds: what tracing and compiling took.
     """
@@ -86,10 +87,16 @@ class Trainer:
                 f"--batch-size must be at most {len(train)}, the training"
                 f" images of {dataset.name}, got {config.batch_size}"
             )
+        if config.batch_size % config.accumulate:
+            raise UsageError(
+                f"--accumulate must divide --batch-size {config.batch_size}, got"
+                f" {config.accumulate}"
+            )
         self.batch_size = config.batch_size
         self.steps_per_epoch = len(train) // config.batch_size
         self.images = {name: len(s) for name, s in {"train": train, **splits}.items()}
         self.monitors = config.monitor
+        self.skips = config.skip_nonfinite > 0
         self.step, self.epoch, self._tally = 0, 0, Tally.zero()
         self._many_steps = many_steps_a_call() and isinstance(train, Split)
         self.pipeline = Pipeline(many_steps=self._many_steps)
@@ -191,6 +198,12 @@ class Trainer:
         """What the last step did to each layer on a sphere; with --monitor alone."""
         return sphere_metrics(self.state.opt_state)
 
+    def skipped_steps(self) -> int:
+        """How many steps were left out so far; with --skip-nonfinite alone."""
+        state = self.state.opt_state
+        assert isinstance(state, optax.ApplyIfFiniteState)
+        return int(state.total_notfinite)
+
     def parameter_count(self) -> int:
         """Number of trained weights."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
@@ -213,6 +226,10 @@ class Trainer:
             label_spheres,
             sgd_schedule=schedule(config.sgd_milestones or config.milestones),
         )
+        if config.monitor:
+            build_optimizer = monitored(build_optimizer)
+        if config.skip_nonfinite:
+            build_optimizer = skipping(build_optimizer, config.skip_nonfinite)
         graph, optimizer, self.state = init_state(
             partial(
                 MODELS[config.model],
@@ -220,11 +237,18 @@ class Trainer:
                 num_classes=dataset.num_classes,
                 dtype=jnp.dtype(config.dtype),
             ),
-            monitored(build_optimizer) if config.monitor else build_optimizer,
+            build_optimizer,
             init_key,
         )
         self._feed = self._make_feed(train, steps)
-        step = make_train_step(graph, optimizer, dataset, self._feed.pick)
+        step = make_train_step(
+            graph,
+            optimizer,
+            dataset,
+            self._feed.pick,
+            parts=config.accumulate,
+            skip_nonfinite=config.skip_nonfinite,
+        )
         arguments = [self.state, Tally.zero(), self._feed.example()]
         if self._many_steps:
             step, arguments = repeat_step(step), [*arguments, np.int32(0)]

@@ -7,7 +7,7 @@ import pytest
 from tiny_training import install
 
 from experiments import protocols
-from experiments.config import parse, to_json
+from experiments.config import ADDED_LATER, parse, to_json
 from experiments.data import DATASETS, STREAMED
 from experiments.errors import UsageError
 from experiments.models import MODELS
@@ -176,7 +176,7 @@ def test_what_is_given_wins_and_config_json_says_so(tmp_path, monkeypatch):
             *("milestone_factor", "validation_fraction"),
         },
         table: {"learning_rate", "b2", "weight_decay"},
-        "default": {"seed", "dtype", "sgd_milestones", "image_size", "monitor"},
+        "default": {"seed", "dtype", "sgd_milestones", "image_size", *ADDED_LATER},
     }
     by_source["command line"] |= {"b1", "eps"}
     for source, options in by_source.items():

@@ -15,6 +15,7 @@ from experiments.steps import (
     make_evaluate,
     make_train_step,
     repeat_step,
+    skipping,
 )
 
 MARK = 255  # an image with it makes one gradient, or the loss, not finite
@@ -50,25 +51,37 @@ def make_dataset(marked_image=None):
 
 def train(breaks, marked_image, steps, in_one_call=False):
     """The tally after some steps of four images, in their order."""
+    return train_on(breaks, marked_image, steps, in_one_call=in_one_call)[1]
+
+
+def train_on(
+    breaks, marked_image, steps, *, in_one_call=False, parts=1, skip_nonfinite=0
+):
+    """State and tally after some steps of four images, in their order."""
     dataset = make_dataset(marked_image)
     graph, optimizer, state = init_state(
         lambda rngs: Marked(breaks=breaks, rngs=rngs),
-        lambda _: optax.sgd(0.01),
+        skipping(sgd, skip_nonfinite) if skip_nonfinite else sgd,
         jax.random.key(0),
     )
     batches = (
         jnp.asarray(dataset.train.images).reshape(3, 4, 2, 2, 1),
         jnp.asarray(dataset.train.labels).reshape(3, 4),
     )
-    step = make_train_step(graph, optimizer, dataset, pick)
+    options = {"parts": parts, "skip_nonfinite": skip_nonfinite}
+    step = make_train_step(graph, optimizer, dataset, pick, **options)
     tally = Tally.zero()
     if in_one_call:
         step = compile_ahead(repeat_step(step), state, tally, batches, np.int32(0))
-        return step(state, tally, batches, np.int32(steps))[1]
+        return step(state, tally, batches, np.int32(steps))
     step = compile_ahead(step, state, tally, batches, donate=0)
     for _ in range(steps):
         state, tally = step(state, tally, batches)
-    return tally
+    return state, tally
+
+
+def sgd(_):
+    return optax.sgd(0.01, momentum=0.9)
 
 
 def pick(batches, step):
@@ -102,6 +115,64 @@ def test_first_step_that_is_not_finite_is_recorded(breaks, leaf, steps_after):
     assert (tally.bad_step, tally.bad_leaf) == (2, leaf)
     assert np.isfinite(tally.bad_loss) == (breaks == "gradient")
     assert tally.means(4) == good.means(4)
+
+
+def leaves_of(state):
+    return [np.asarray(x) for x in jax.tree.leaves(state)]
+
+
+@pytest.mark.parametrize("in_one_call", [False, True])
+def test_a_step_that_is_not_finite_is_left_out(in_one_call):
+    once = {"skip_nonfinite": 2, "in_one_call": in_one_call}
+    before, tally_before = train_on("gradient", 6, 1, **once)
+    after, tally = train_on("gradient", 6, 2, **once)
+    for one, other in zip(
+        leaves_of((before.params, before.opt_state.inner_state)),
+        leaves_of((after.params, after.opt_state.inner_state)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, other)
+    assert (tally.batches, tally.bad_step) == (1, 0)
+    assert tally.means(4) == tally_before.means(4)
+    assert int(after.opt_state.total_notfinite) == 1
+    later, tally = train_on("gradient", 6, 6, **once)  # twice past the mark
+    assert (tally.batches, tally.bad_step) == (4, 0)
+    assert int(later.opt_state.total_notfinite) == 2
+    assert all(np.isfinite(x).all() for x in leaves_of(later))
+
+
+def test_too_many_in_a_row_are_not_left_out():
+    dataset = make_dataset()
+    dataset.train.images[:, 0, 0] = MARK
+    graph, optimizer, state = init_state(
+        lambda rngs: Marked(breaks="gradient", rngs=rngs),
+        skipping(sgd, 2),
+        jax.random.key(0),
+    )
+    batch = (
+        jnp.asarray(dataset.train.images[:4]),
+        jnp.asarray(dataset.train.labels[:4]),
+    )
+    step = jax.jit(
+        make_train_step(graph, optimizer, dataset, lambda b, _: b, skip_nonfinite=2)
+    )
+    tally, bad = Tally.zero(), []
+    for _ in range(4):
+        state, tally = step(state, tally, batch)
+        bad.append(int(tally.bad_step))
+    assert bad == [0, 0, 3, 3]
+    assert int(tally.bad_leaf) == 3
+
+
+@pytest.mark.parametrize("in_one_call", [False, True])
+def test_parts_of_a_batch_make_the_same_step(in_one_call):
+    whole, tally = train_on("loss", None, 5, in_one_call=in_one_call)
+    for parts in (2, 4):
+        state, other = train_on("loss", None, 5, in_one_call=in_one_call, parts=parts)
+        for one, another in zip(leaves_of(whole), leaves_of(state), strict=True):
+            np.testing.assert_allclose(one, another, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(tally.loss, other.loss, rtol=1e-6)
+        assert int(tally.correct) == int(other.correct)
 
 
 def test_evaluation_leaves_the_padding_out():
