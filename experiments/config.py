@@ -47,6 +47,7 @@ _ALLOWED: dict[str, _Rule] = {
     "batch_size": _AT_LEAST_ONE,
     "eval_batch_size": _AT_LEAST_ONE,
     "accumulate": _AT_LEAST_ONE,
+    "skip_nonfinite": _AT_LEAST_ZERO,
     "image_size": _AT_LEAST_ONE,
     "validation_fraction": _BELOW_ONE,
     "seed": ("from 0 to 4294967295", lambda x: 0 <= x < 2**32),

@@ -156,6 +156,9 @@ def test_option_that_cannot_be_leaves_the_older_run_alone(train, capsys):
         (["--dataset", "mars"], ["'mars'", "known: digits"]),
         (["--momentum", "0.9"], ["--momentum", "--b1"]),
         (["--learning-rate", "-1"], ["--learning-rate"]),
+        (["--accumulate", "0"], ["--accumulate", "at least 1"]),
+        (["--accumulate", "7"], ["--accumulate", "--batch-size 64"]),
+        (["--skip-nonfinite", "-1"], ["--skip-nonfinite"]),
     ],
 )
 def test_usage_errors_are_one_line_and_exit_with_2(args, parts, tmp_path, capsys):
@@ -250,6 +253,17 @@ def test_image_that_is_not_finite_stops_the_run_at_its_step(train, monkeypatch, 
     summary = summary_of(folder)
     assert summary["epochs"] == 1
     assert summary["unfinished_epoch"]["batches"] == step - STEPS - 1
+
+
+def test_image_that_is_not_finite_is_left_out_if_asked(train, monkeypatch):
+    dataset, _ = poisoned_digits(seed=0)
+    monkeypatch.setitem(data.DATASETS, "digits", lambda: dataset)
+    options = ("--skip-nonfinite", "1", "--accumulate", "2", "--optimizer", "swats")
+    code, folder = train("--epochs", "2", *options)
+    assert code == 0
+    assert [line["skipped_steps"] for line in results(folder)] == [0, 1]
+    assert all(math.isfinite(line["train_loss"]) for line in results(folder))
+    assert (folder / "switch_points.csv").exists()
 
 
 def test_test_loss_that_is_not_finite_stops_the_run(train, monkeypatch, capsys):
