@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     Fractions = tuple[float, ...] | None
     Pixels = int | None
     Span = str | None
+    Mesh = str | None
 else:
     Number = _own(float, "FLOAT")
     Flag = _own(bool, "{True,False}")
@@ -32,6 +33,7 @@ else:
     Name = _own(str, "{spherical,swats}")
     Fractions = _own(tuple[float, ...], "[FLOAT [FLOAT ...]]")
     Pixels, Span = _own(int, "INT"), _own(str, "SPAN")
+    Mesh = _own(str, "data=INT,fsdp=INT")
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,9 @@ class Config:
     less memory. Batch norm normalizes a part at a time."""
     skip_nonfinite: int = 0
     """Leave out steps whose gradient is not finite, at most so many in a row."""
+    mesh: Mesh = None
+    """How to use several devices, as data=4,fsdp=2: images are split over all, weights
+    over the second number too. By default data=N, with all that can share a batch."""
     monitor: bool = False
     """Write norm, angle of a step and effective learning rate of each layer on a sphere
     into metrics.jsonl, as they are at the end of every epoch, and draw them."""
@@ -174,7 +179,7 @@ NAMES = ("dataset", "model", "optimizer", "protocol")
 """What is looked up before the rest is read."""
 
 PLACE = (
-    *("out", "overwrite", "resume", "checkpoint_every", "time_limit"),
+    *("out", "overwrite", "resume", "checkpoint_every", "time_limit", "mesh"),
     *("check_labels", "tensorboard", "wandb", "config", "sources"),
 )
 """Options that do not change a run's numbers: left out of config.json."""

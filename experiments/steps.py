@@ -15,6 +15,7 @@ import optax
 from flax import nnx
 
 from experiments.data import HasStatistics, normalize
+from experiments.mesh import Layout
 
 
 class TrainState(NamedTuple):
@@ -141,6 +142,7 @@ def make_train_step(
     *,
     parts: int = 1,
     skip_nonfinite: int = 0,
+    layout: Layout | None = None,
 ) -> Step:
     """Makes the function of one step.
 
@@ -152,7 +154,9 @@ def make_train_step(
       parts: of a batch, whose gradients are averaged; they share its images evenly.
       skip_nonfinite: how many steps in a row may be left out; more than 0 needs an
         optimizer made by :func:`skipping`.
+      layout: of images and weights on the devices.
     """
+    layout = layout or Layout({"data": 1, "fsdp": 1})
 
     def loss_fn(
         params: Any, stats: Any, images: jax.Array, labels: jax.Array
@@ -166,12 +170,12 @@ def make_train_step(
 
     gradient = jax.value_and_grad(loss_fn, has_aux=True)
     if parts > 1:
-        gradient = _in_parts(gradient, parts)
+        gradient = _in_parts(gradient, parts, layout)
 
     def train_step(
         state: TrainState, tally: Tally, source: Any
     ) -> tuple[TrainState, Tally]:
-        images, labels = pick(source, state.step)
+        images, labels = map(layout.batch, pick(source, state.step))
         (loss, (stats, correct)), grads = gradient(
             state.params, state.stats, normalize(dataset, images), labels
         )
@@ -185,13 +189,15 @@ def make_train_step(
             stats = jax.tree.map(
                 lambda new, old: jnp.where(skipped, old, new), stats, state.stats
             )
-        state = TrainState(state.step + 1, params, stats, opt_state)
+        state = layout.keep(TrainState(state.step + 1, params, stats, opt_state))
         return state, _add(tally, state.step, loss, correct, grads, skipped)
 
     return train_step
 
 
-def _in_parts(gradient: Callable[..., Any], parts: int) -> Callable[..., Any]:
+def _in_parts(
+    gradient: Callable[..., Any], parts: int, layout: Layout
+) -> Callable[..., Any]:
     """The same gradient as the mean over parts of the batch, one after another."""
 
     def mean_gradient(params: Any, stats: Any, *batch: jax.Array) -> Any:
@@ -199,7 +205,8 @@ def _in_parts(gradient: Callable[..., Any], parts: int) -> Callable[..., Any]:
 
         def add(carry: Any, part: Sequence[jax.Array]) -> tuple[Any, None]:
             loss, stats, correct, grads = carry
-            (other, (stats, right)), more = gradient(params, stats, *part)
+            batch = map(layout.batch, part)
+            (other, (stats, right)), more = gradient(params, stats, *batch)
             grads = jax.tree.map(lambda g, m: g + m / parts, grads, more)
             return (loss + other / parts, stats, correct + right, grads), None
 

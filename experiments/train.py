@@ -232,10 +232,12 @@ def draw(
 
 def opening_line(config: Config, trainer: Trainer, keeper: Keeper) -> str:
     """The first line that a run prints."""
+    layout = trainer.layout
+    devices = f", on {layout.devices} devices ({layout})" if layout.devices > 1 else ""
     line = (
         f"{config.optimizer} on {config.dataset} ({trainer.images['train']:,} images)"
         f" with {config.model} ({trainer.parameter_count():,} parameters), seed"
-        f" {config.seed}; compiled in {trainer.compile_seconds:.1f} s"
+        f" {config.seed}{devices}; compiled in {trainer.compile_seconds:.1f} s"
     )
     if keeper.resumed_at:
         line += f"; goes on after {len(keeper.lines)} epochs, at step {trainer.step}"

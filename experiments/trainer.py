@@ -15,6 +15,7 @@ from experiments.config import Config
 from experiments.data import Dataset, Split, Stream, StreamedDataset, validation_split
 from experiments.errors import UsageError
 from experiments.feeds import EvaluationBatches, Feed, ResidentFeed, StreamFeed
+from experiments.mesh import make_layout
 from experiments.models import MODELS, label_spheres
 from experiments.optimizers import make_optimizer
 from experiments.pipeline import Pipeline
@@ -64,6 +65,7 @@ class Trainer:
       state: parameters, statistics and optimizer state after the last step.
       step: steps done.
       epoch: the epoch that was begun last; 0 before the first.
+      layout: of images and weights on the devices.
       steps_per_epoch: the last, incomplete batch is left out.
       images: how many there are, by split.
       monitors: whether the optimizer records what it does to spheres.
@@ -92,6 +94,7 @@ class Trainer:
                 f"--accumulate must divide --batch-size {config.batch_size}, got"
                 f" {config.accumulate}"
             )
+        self.layout = make_layout(config.mesh, config.batch_size // config.accumulate)
         self.batch_size = config.batch_size
         self.steps_per_epoch = len(train) // config.batch_size
         self.images = {name: len(s) for name, s in {"train": train, **splits}.items()}
@@ -178,7 +181,8 @@ class Trainer:
     def restore(self, arrays: Any, facts: Mapping[str, Any]) -> None:
         """Goes back to a snapshot."""
         arrays = jax.device_put(arrays)
-        self.state, self._tally = arrays["state"], arrays["tally"]
+        self.state = self.layout.place(arrays["state"])
+        self._tally = arrays["tally"]
         self._key = jax.random.wrap_key_data(arrays["key"])
         self._feed.restart(self._key)
         self.step, self.epoch = facts["step"], facts["epoch"]
@@ -240,6 +244,7 @@ class Trainer:
             build_optimizer,
             init_key,
         )
+        self.state = self.layout.place(self.state)
         self._feed = self._make_feed(train, steps)
         step = make_train_step(
             graph,
@@ -248,6 +253,7 @@ class Trainer:
             self._feed.pick,
             parts=config.accumulate,
             skip_nonfinite=config.skip_nonfinite,
+            layout=self.layout,
         )
         arguments = [self.state, Tally.zero(), self._feed.example()]
         if self._many_steps:

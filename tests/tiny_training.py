@@ -37,8 +37,11 @@ def install(monkeypatch):
         monkeypatch.setattr(module, "compile_ahead", compile_once)
 
 
-def start(*args, **options):
-    """Starts the command in a process of its own, with the tiny model."""
+def start(*args, flags="", **options):
+    """Starts the command in a process of its own, with the tiny model.
+
+    ``flags`` are those of XLA.
+    """
     file = Path(__file__)
     return subprocess.Popen(
         [sys.executable, str(file), "--model", "tiny", *args],
@@ -46,6 +49,7 @@ def start(*args, **options):
         env={
             **os.environ,
             "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": flags or os.environ.get("XLA_FLAGS", ""),
             "PYTHONPATH": str(file.parent.parent),
         },
         stdout=subprocess.PIPE,
