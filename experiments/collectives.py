@@ -189,6 +189,43 @@ def measure(options: Options, say: Callable[[str], None]) -> list[dict[str, Any]
     return records
 
 
+def ring_seconds(
+    count: int, size: float, devices: int, *, latency: float, bandwidth: float
+) -> float:
+    """What all-reduces over a ring take.
+
+    Args:
+      count: how many.
+      size: bytes of all of them, on one device.
+      devices: in the ring.
+      latency: seconds from a device to the next.
+      bandwidth: bytes a second between them.
+
+    Example:
+      >>> ring_seconds(1, 1e9, 2, latency=0.0, bandwidth=1e9)
+      1.0
+    """
+    hops = 2 * (devices - 1)
+    return hops * (count * latency + size / devices / bandwidth)
+
+
+def table(records: Sequence[Mapping[str, Any]]) -> str:
+    """A row an optimizer, as Markdown: collectives and bytes of each layout."""
+    lines = [
+        f"| optimizer | {' | '.join(LAYOUTS)} |",
+        "|---|" + "---|" * len(LAYOUTS),
+    ]
+    for name in dict.fromkeys(record["optimizer"] for record in records):
+        cells = {r["layout"]: _cell(r) for r in records if r["optimizer"] == name}
+        lines.append(f"| `{name}` | {' | '.join(cells[at] for at in LAYOUTS)} |")
+    return "\n".join(lines)
+
+
+def _cell(record: Mapping[str, Any]) -> str:
+    counts = ", ".join(f"{n} {kind}" for kind, n in record["counts"].items())
+    return f"{counts}, {record['bytes'] / 1e3:.1f} kB" if counts else "-"
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """The command: returns its exit code."""
     options = tyro.cli(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.collectives import Collective, collectives, main
+from experiments.collectives import Collective, collectives, main, table
 
 ROOT = Path(__file__).parent.parent
 
@@ -66,3 +66,8 @@ def test_filters_that_lie_whole_need_no_word(records):
         alone = record["optimizer"] in ("adamsrt", "adamg", "sgdmrt")
         if alone and record["layout"] == "output channels":
             assert record["counts"] == {}
+
+
+def test_the_table_of_the_documentation_is_that_of_the_figures():
+    figures = json.loads((ROOT / "experiments/results/collectives.json").read_text())
+    assert table(figures) in (ROOT / "docs/scaling.md").read_text()
