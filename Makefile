@@ -21,7 +21,7 @@ Python %d.%d; 3.11 or newer is needed: set PYTHON=..." % sys.version_info[:2] or
 set_up := @$(PYTHON) -c '$(old_enough)' && $(PYTHON) .ci/setup_venv.py
 
 .PHONY: help venv-train venv-test venv-audit train bench docs test format format-check \
-	lint types test-oldest torture api audit licenses wheel clean
+	lint types test-oldest torture fuzz api audit licenses wheel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -63,6 +63,9 @@ test-oldest: ## run doctests and tests with the oldest versions that are allowed
 
 torture: venv-test ## kill training runs a hundred times; number and seed in ARGS
 	PYTHONPATH=. "$(VENV)/bin/python" tests/torture.py $(ARGS)
+
+fuzz: venv-test ## throw ten thousand broken inputs at the commands; options in ARGS
+	PYTHONPATH=.:tests "$(VENV)/bin/python" tests/fuzz.py $(ARGS)
 
 venv-audit:
 	$(set_up) "$(VENV)-audit" audit
