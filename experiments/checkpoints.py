@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.distributed import is_primary, several
 from experiments.errors import UsageError
 
 _KEEP = 2
@@ -159,7 +160,9 @@ class Checkpoints:
             orbax = _orbax()
             options = orbax.CheckpointManagerOptions(
                 max_to_keep=_KEEP,
-                cleanup_tmp_directories=True,  # of a run that was killed
+                create=not several(),  # Orbax asks for it; the folder is there
+                cleanup_tmp_directories=is_primary(),  # of a run that was killed
+                multiprocessing_options=_alone(orbax),
             )
             self._manager = orbax.CheckpointManager(self.path, options=options)
         return self._manager
@@ -216,6 +219,18 @@ def _orbax() -> Any:
 
     sys.unraisablehook = hook
     return orbax.checkpoint
+
+
+def _alone(orbax: Any) -> Any:
+    """Of several processes each reads for itself, and one writes what all have."""
+    here = jax.process_index()
+    if not several():
+        return orbax.options.MultiprocessingOptions()
+    return orbax.options.MultiprocessingOptions(
+        primary_host=here,
+        active_processes={here},
+        barrier_sync_key_prefix=f"process{here}",
+    )
 
 
 def _host_copy(tree: Any) -> dict[str, np.ndarray]:

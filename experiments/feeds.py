@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.data import Augment, Batch, Split, Stream
+from experiments.mesh import Layout
 from experiments.steps import Pick
 
 
@@ -60,11 +61,13 @@ class ResidentFeed:
         seed: int,
         key: jax.Array,
         augment: Augment | None,
+        layout: Layout | None = None,
     ) -> None:
         self._count, self._batch_size, self._seed = len(split), batch_size, seed
         self._augment = augment
-        images, labels = jax.device_put((split.images, split.labels))
-        self._arrays = Arrays(images, labels, self._order(1), key)
+        self._share = (layout or Layout.alone()).share
+        images, labels = self._share((split.images, split.labels))
+        self._arrays = Arrays(images, labels, self._order(1), self._share(key))
 
     def pick(self, source: Arrays, step: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The images of a step, augmented."""
@@ -89,21 +92,28 @@ class ResidentFeed:
 
     def restart(self, key: jax.Array) -> None:
         """Takes the key for the augmentation."""
-        self._arrays = self._arrays._replace(key=key)
+        self._arrays = self._arrays._replace(key=self._share(key))
 
     def _order(self, epoch: int) -> jax.Array:
         shuffle = np.random.default_rng((self._seed, epoch))
         order = shuffle.permutation(self._count).astype(np.int32)
         steps = self._count // self._batch_size
-        return jax.device_put(order[: steps * self._batch_size].reshape(steps, -1))
+        return self._share(order[: steps * self._batch_size].reshape(steps, -1))
 
 
 class StreamFeed:
     """Images decoded and augmented by worker processes, a batch for each step."""
 
     def __init__(
-        self, stream: Stream, batch_size: int, seed: int, last_step: int, augment: bool
+        self,
+        stream: Stream,
+        batch_size: int,
+        seed: int,
+        last_step: int,
+        augment: bool,
+        layout: Layout | None = None,
     ) -> None:
+        self._share = (layout or Layout.alone()).share
         self._stream, self._batch_size, self._seed = stream, batch_size, seed
         self._last_step, self._augment = last_step, augment
         self._batches: Iterator[Batch] | None = None
@@ -142,7 +152,7 @@ class StreamFeed:
         """The batch of the next step, on its way to the device."""
         assert self._batches is not None  # begin() comes first
         self._at += 1
-        return jax.device_put(next(self._batches))
+        return self._share(next(self._batches))
 
     def restart(self, key: jax.Array) -> None:
         """Nothing: augmentation is decided by the seed and the step."""
@@ -154,7 +164,10 @@ class EvaluationBatches:
     Those of an array stay on the device; those of a stream are read each time.
     """
 
-    def __init__(self, split: Split | Stream, size: int) -> None:
+    def __init__(
+        self, split: Split | Stream, size: int, layout: Layout | None = None
+    ) -> None:
+        self._share = (layout or Layout.alone()).share
         self._split, self._size = split, size
         self._resident: list[tuple[jax.Array, ...]] | None = None
         if isinstance(split, Split):
@@ -187,7 +200,7 @@ class EvaluationBatches:
         for images, labels in batches:
             missing = self._size - len(labels)
             weights = np.arange(self._size) < len(labels)
-            yield jax.device_put(
+            yield self._share(
                 (
                     np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))),
                     np.pad(labels, (0, missing)),

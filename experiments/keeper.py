@@ -6,6 +6,7 @@ from typing import Any
 
 from experiments.checkpoints import Checkpoints
 from experiments.config import Config, first_difference, to_json
+from experiments.distributed import agree, is_primary, primary_first
 from experiments.errors import UsageError
 from experiments.optimizers import flag
 from experiments.periods import parse_period
@@ -43,13 +44,15 @@ class Keeper:
           UsageError: the checkpoint is of another run.
           CheckpointError: there is none that can be read.
         """
-        if not self._folder.path.exists():
+        if not agree(int(self._folder.path.exists())):
             return False
         self._folder.lock()
         arrays, _ = self._trainer.snapshot()
-        found = self._checkpoints.restore(
-            arrays, self._refuse, warn=lambda line: say(f"warning: {line}", stderr=True)
-        )
+
+        def restore() -> Any:
+            return self._checkpoints.restore(arrays, self._refuse, warn=self._warn)
+
+        found = primary_first(restore)
         if found is None:
             return False
         arrays, facts = found
@@ -62,6 +65,8 @@ class Keeper:
     def prepare_for_the_limit(self) -> None:
         """Measures how long saving takes, so that a time limit leaves room for it."""
         arrays, _ = self._trainer.snapshot()
+        if not is_primary():
+            return
         # One may have to wait for another, and a busy disk is slower.
         self._stop.reserve += 3 * self._checkpoints.seconds_to_save(arrays)
 
@@ -71,9 +76,12 @@ class Keeper:
         Args:
           seconds: until it will be called again.
         """
-        self._stop.check(seconds)
         period = self._period.seconds
-        if period is not None and time.monotonic() - self._saved_at >= period:
+        due = period is not None and time.monotonic() - self._saved_at >= period
+        # Both in one word, as processes have to wait for each other's.
+        agreed = agree(2 * self._stop.wish(seconds) + due)
+        self._stop.obey(agreed // 2)
+        if agreed % 2:
             self.save()
 
     def record(self, metrics: dict[str, Any]) -> None:
@@ -103,7 +111,8 @@ class Keeper:
             "lines": self.lines,
             "resumed_at": self.resumed_at,
         }
-        self._checkpoints.save(self._trainer.step, arrays, facts)
+        if is_primary():
+            self._checkpoints.save(self._trainer.step, arrays, facts)
         self._saved_at = time.monotonic()
         self.seconds += self._saved_at - began
 
@@ -113,13 +122,18 @@ class Keeper:
         A finished run is saved if it has other checkpoints, or was to have some after
         so many epochs: its last one has the trained weights.
         """
-        if not finished or self._period.epochs or self._checkpoints.steps():
+        others = bool(self._period.epochs or self._checkpoints.steps())
+        if not finished or agree(int(others)):
             self.save()
         self._checkpoints.wait()
 
     def let_go(self) -> None:
         """Waits for what is being written, whatever came of it."""
         self._checkpoints.close()
+
+    @staticmethod
+    def _warn(line: str) -> None:
+        say(f"warning: {line}", stderr=True)
 
     def _refuse(self, facts: Mapping[str, Any]) -> None:
         where = f"the checkpoint in {self._folder.path}"

@@ -1,4 +1,4 @@
-"""How a run lies on the devices of this process.
+"""How a run lies on the devices, of this process or of several.
 
 Images of a batch are split over all devices. Weights, and what the optimizer keeps for
 them, are on each (``data``) or split too (``fsdp``), along output channels where those
@@ -12,8 +12,11 @@ import re
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from experiments.distributed import several
 from experiments.errors import UsageError
 
 AXES = ("data", "fsdp")
@@ -29,7 +32,7 @@ class Layout:
       sizes: of the axes ``data`` and ``fsdp``.
 
     Example:
-      >>> Layout({"data": 1, "fsdp": 1}).devices
+      >>> Layout.alone().devices
       1
     """
 
@@ -41,8 +44,13 @@ class Layout:
                 tuple(sizes.values()),
                 tuple(sizes),
                 axis_types=(AxisType.Auto,) * len(sizes),
-                devices=jax.local_devices()[: self.devices],
+                devices=jax.devices()[: self.devices],
             )
+
+    @classmethod
+    def alone(cls) -> "Layout":
+        """One device."""
+        return cls({"data": 1, "fsdp": 1})
 
     @property
     def devices(self) -> int:
@@ -69,7 +77,14 @@ class Layout:
         """Puts arrays where they belong."""
         if self._mesh is None:
             return jax.device_put(tree)
-        return jax.device_put(tree, self._shardings(tree))
+        return jax.tree.map(_put, tree, self._shardings(tree))
+
+    def share(self, tree: Any) -> Any:
+        """Puts arrays on the devices of all processes, each of them whole."""
+        if self._mesh is None or not several():
+            return jax.device_put(tree)
+        everywhere = NamedSharding(self._mesh, PartitionSpec())
+        return jax.tree.map(lambda x: _put(x, everywhere), tree)
 
     def _shardings(self, tree: Any) -> Any:
         return jax.tree.map(self._of_leaf, tree)
@@ -85,6 +100,16 @@ class Layout:
         return NamedSharding(self._mesh, PartitionSpec(*axes))
 
 
+def _put(x: Any, sharding: NamedSharding) -> jax.Array:
+    """Puts an array, the same in every process, on the devices of all."""
+    if not several():
+        return jax.device_put(x, sharding)
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_put(jax.random.key_data(x), sharding))
+    whole = np.asarray(x)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda at: whole[at])
+
+
 def make_layout(mesh: str | None, batch_size: int) -> Layout:
     """Reads ``--mesh``.
 
@@ -96,9 +121,14 @@ def make_layout(mesh: str | None, batch_size: int) -> Layout:
       UsageError: it cannot be read, there are too few devices, or the batch cannot be
         shared evenly.
     """
-    there = len(jax.local_devices())
+    there = len(jax.devices())
     if mesh is None:
         data = max(n for n in range(1, there + 1) if batch_size % n == 0)
+        if several() and data < there:
+            raise UsageError(
+                f"the {there} devices of {jax.process_count()} processes cannot share"
+                f" {batch_size} images evenly"
+            )
         return Layout({"data": data, "fsdp": 1})
     parts = [_PART.fullmatch(part.strip()) for part in mesh.split(",")]
     found = {part[1]: int(part[2]) for part in parts if part}
@@ -109,7 +139,7 @@ def make_layout(mesh: str | None, batch_size: int) -> Layout:
         )
     sizes = {name: found.get(name, 1) for name in AXES}
     needed = math.prod(sizes.values())
-    if needed > there:
+    if needed > there or (several() and needed < there):
         raise UsageError(f"--mesh {mesh} needs {needed} devices, and there are {there}")
     if batch_size % needed:
         raise UsageError(

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     Pixels = int | None
     Span = str | None
     Mesh = str | None
+    Address = str | None
+    Count = int | None
 else:
     Number = _own(float, "FLOAT")
     Flag = _own(bool, "{True,False}")
@@ -33,7 +35,8 @@ else:
     Name = _own(str, "{spherical,swats}")
     Fractions = _own(tuple[float, ...], "[FLOAT [FLOAT ...]]")
     Pixels, Span = _own(int, "INT"), _own(str, "SPAN")
-    Mesh = _own(str, "data=INT,fsdp=INT")
+    Mesh, Address = _own(str, "data=INT,fsdp=INT"), _own(str, "HOST:PORT")
+    Count = _own(int, "INT")
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,13 @@ class Config:
     mesh: Mesh = None
     """How to use several devices, as data=4,fsdp=2: images are split over all, weights
     over the second number too. By default data=N, with all that can share a batch."""
+    coordinator: Address = None
+    """Train with other processes, each with this option: address of the first of them,
+    or auto to find it in the environment (SLURM, Kubernetes, Cloud TPU, Open MPI)."""
+    processes: Count = None
+    """With --coordinator HOST:PORT: how many processes there are."""
+    process: Count = None
+    """With --coordinator HOST:PORT: the number of this one, from 0."""
     monitor: bool = False
     """Write norm, angle of a step and effective learning rate of each layer on a sphere
     into metrics.jsonl, as they are at the end of every epoch, and draw them."""
@@ -180,6 +190,7 @@ NAMES = ("dataset", "model", "optimizer", "protocol")
 
 PLACE = (
     *("out", "overwrite", "resume", "checkpoint_every", "time_limit", "mesh"),
+    *("coordinator", "processes", "process"),
     *("check_labels", "tensorboard", "wandb", "config", "sources"),
 )
 """Options that do not change a run's numbers: left out of config.json."""

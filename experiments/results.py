@@ -25,6 +25,8 @@ _ALWAYS = {
     "hyperparameters": dict,
 }
 """Options that every run has."""
+_OF_THE_RECORD = {"command": list, "commit": str, "versions": dict, "machine": dict}
+"""What config.json says besides, as far as it is known."""
 
 
 class UnreadableRunError(Exception):
@@ -121,6 +123,9 @@ def read_run(path: Path) -> Run:
         not isinstance(config.get(name), kind) for name, kind in _ALWAYS.items()
     ):
         raise UnreadableRunError(f"{CONFIG} is not that of a run")
+    for name, kind in _OF_THE_RECORD.items():
+        if not isinstance(record.get(name), kind | None):
+            raise UnreadableRunError(f"{CONFIG}: {name} cannot be {record[name]!r:.20}")
     summary = _read_json(path / SUMMARY) if (path / SUMMARY).exists() else {}
     lines = _read_lines(path / METRICS)
     if summary.get("status") == FINISHED and len(lines) != config["epochs"]:

@@ -48,15 +48,31 @@ class RunFolder:
     a ``with`` statement, it is free for other processes afterwards.
     """
 
-    def __init__(self, path: Path, overwrite: bool, resume: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        overwrite: bool,
+        resume: bool = False,
+        *,
+        writes: bool = True,
+    ) -> None:
         """Checks that a run may go into the folder; changes nothing yet.
+
+        Args:
+          path: of the folder.
+          overwrite: whether it may replace a run.
+          resume: whether it may go on with one.
+          writes: without, nothing is ever written: another process does that.
 
         Raises:
           UsageError: there is a run in it, and neither ``overwrite`` nor ``resume`` is
             asked for, or something that is not a run.
         """
         self.path, self._replaces = path, overwrite or resume
+        self._writes = writes
         self._lock: FolderLock | None = None
+        if not writes:
+            return
         try:
             taken = path.exists() and (not path.is_dir() or any(_contents(path)))
         except OSError as error:
@@ -91,6 +107,8 @@ class RunFolder:
           config: what ``--config`` can read again.
           **facts: of the run, for the reader.
         """
+        if not self._writes:
+            return
         record = {"config": config, **facts, **_provenance()}
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -112,7 +130,7 @@ class RunFolder:
         Raises:
           UsageError: another one is in it.
         """
-        if self._lock is not None:
+        if self._lock is not None or not self._writes:
             return
         try:
             self._lock = lock_folder(self.path)
@@ -125,11 +143,15 @@ class RunFolder:
 
     def resume(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Brings the files to where the run goes on: after so many epochs."""
+        if not self._writes:
+            return
         self._replace(METRICS, "".join(_json(line) + "\n" for line in lines))
         (self.path / SUMMARY).unlink(missing_ok=True)
 
     def add_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Appends the line of an epoch; it is in the file when this returns."""
+        if not self._writes:
+            return
         with _named(self.path / METRICS) as path, open(path, "a") as file:
             file.write(_json(metrics) + "\n")
 
@@ -159,6 +181,8 @@ class RunFolder:
 
     def _replace(self, name: str, text: str) -> None:
         """Writes a file: all of it or, if the process is killed, none of it."""
+        if not self._writes:
+            return
         with _named(self.path / name) as path:
             unfinished = path.with_name(name + _UNFINISHED)
             unfinished.write_text(text)

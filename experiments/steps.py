@@ -156,7 +156,7 @@ def make_train_step(
         optimizer made by :func:`skipping`.
       layout: of images and weights on the devices.
     """
-    layout = layout or Layout({"data": 1, "fsdp": 1})
+    layout = layout or Layout.alone()
 
     def loss_fn(
         params: Any, stats: Any, images: jax.Array, labels: jax.Array

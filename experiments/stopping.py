@@ -9,8 +9,11 @@ import threading
 import time
 from types import FrameType, TracebackType
 
+from experiments.distributed import agree
+
 INTERRUPTED, TERMINATED, OUT_OF_TIME = "interrupted", "terminated", "out of time"
 
+_ORDER: tuple[str | None, ...] = (None, OUT_OF_TIME, TERMINATED, INTERRUPTED)
 _REASONS = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
 
 
@@ -69,13 +72,22 @@ class StopRequest:
         Args:
           seconds: until the run can check again; the time limit must not lie in it.
         """
-        if self._requested is not None:
-            raise StoppedRun(self._requested)
-        if self._deadline is not None:
+        self.obey(agree(self.wish(seconds)))
+
+    def wish(self, seconds: float = 0.0) -> int:
+        """How urgently to stop: 0 for not at all. See :meth:`check`."""
+        if self._requested is None and self._deadline is not None:
             left = self._deadline - time.monotonic()
             if left < seconds + self.reserve:
                 self._requested = OUT_OF_TIME
-                raise StoppedRun(OUT_OF_TIME)
+        return _ORDER.index(self._requested)
+
+    def obey(self, wish: int) -> None:
+        """Raises a StoppedRun for what was wished for, here or in another process."""
+        if wish:
+            reason = self._requested = _ORDER[wish]
+            assert reason is not None
+            raise StoppedRun(reason)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         reason = _REASONS[signal.Signals(number)]

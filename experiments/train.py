@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 from rich.console import Console
 
 import spherical_optax as so
@@ -21,6 +22,13 @@ from experiments import errors
 from experiments.checkpoints import CheckpointError
 from experiments.config import Config, parse, to_json
 from experiments.data import STREAMED, load_dataset, load_streamed
+from experiments.distributed import (
+    LostProcessError,
+    is_primary,
+    join,
+    leave_the_lost,
+    several,
+)
 from experiments.inspect import label_differences
 from experiments.keeper import Keeper, how_it_ended
 from experiments.plots import plot_learning_curves
@@ -59,7 +67,15 @@ def main(args: Sequence[str] | None = None) -> int:
         end = began + parse_duration("--time-limit", limit) if limit else None
         # Python takes its modules down about as fast as it loaded them.
         with StopRequest(end, reserve=0.5 + 1.5 * loading) as stop:
+            join(config.coordinator, config.processes, config.process)
             return train(config, stop, began)
+    except jax.errors.JaxRuntimeError as error:
+        if several():
+            leave_the_lost(error)
+        raise
+    except LostProcessError as error:
+        say(f"error: {error}", stderr=True)
+        return errors.EXIT_FAILED
     except errors.UsageError as error:
         say(f"error: {error}", stderr=True)
         return errors.EXIT_USAGE
@@ -85,7 +101,10 @@ def train(config: Config, stop: StopRequest, began: float) -> int:
     # 1. The run folder; there may be nothing left to do in it.
     assert config.out is not None  # completed when the command line was read
     check_installed(config)
-    with RunFolder(config.out, config.overwrite, config.resume) as folder:
+    speaks = is_primary()
+    with RunFolder(
+        config.out, config.overwrite, config.resume, writes=speaks
+    ) as folder:
         if config.resume and (ended := how_it_ended(folder, config)):
             say(f"nothing left to do: {summary_line(config, ended)}")
             return _EXIT_CODES[ended["status"]]
@@ -105,7 +124,8 @@ def train(config: Config, stop: StopRequest, began: float) -> int:
             )
         if config.time_limit:
             keeper.prepare_for_the_limit()
-        say(opening_line(config, trainer, keeper))
+        if speaks:
+            say(opening_line(config, trainer, keeper))
 
         # 3. Epochs, until the last one or until something ends them.
         try:
@@ -116,11 +136,12 @@ def train(config: Config, stop: StopRequest, began: float) -> int:
             keeper.let_go()
 
         # 4. What is left of it: figures, tables, the summary.
-        if status not in (TERMINATED, OUT_OF_TIME):  # there may be no time to draw
+        if speaks and status not in (TERMINATED, OUT_OF_TIME):  # no time to draw
             draw(config, folder, trainer, keeper.lines)
         summary = summarize(keeper, trainer, status, message, began)
         folder.write_summary(summary)
-        say(summary_line(config, summary))
+        if speaks:
+            say(summary_line(config, summary))
         if message:
             say(f"stopped: {message}", stderr=True)
         return _EXIT_CODES[status]
@@ -141,8 +162,10 @@ def run_epochs(
     stop: StopRequest,
 ) -> tuple[str, str | None]:
     """Does the epochs that are not done; returns how that ended, and why."""
-    display = ProgressDisplay(config.epochs, trainer.steps_per_epoch, Console())
-    trackers = open_trackers(config, folder.path, keeper.lines)
+    speaks = is_primary()
+    console = Console(quiet=not speaks)
+    display = ProgressDisplay(config.epochs, trainer.steps_per_epoch, console)
+    trackers = open_trackers(config, folder.path, keeper.lines) if speaks else []
     try:
         with display:
             stop.begin()

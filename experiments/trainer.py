@@ -13,6 +13,7 @@ import optax
 import spherical_optax as so
 from experiments.config import Config
 from experiments.data import Dataset, Split, Stream, StreamedDataset, validation_split
+from experiments.distributed import agree, to_host
 from experiments.errors import UsageError
 from experiments.feeds import EvaluationBatches, Feed, ResidentFeed, StreamFeed
 from experiments.mesh import make_layout
@@ -100,7 +101,8 @@ class Trainer:
         self.images = {name: len(s) for name, s in {"train": train, **splits}.items()}
         self.monitors = config.monitor
         self.skips = config.skip_nonfinite > 0
-        self.step, self.epoch, self._tally = 0, 0, Tally.zero()
+        self.step, self.epoch = 0, 0
+        self._tally = self.layout.share(Tally.zero())
         self._many_steps = many_steps_a_call() and isinstance(train, Split)
         self.pipeline = Pipeline(many_steps=self._many_steps)
         self._evaluation_seconds = 0.0
@@ -123,7 +125,8 @@ class Trainer:
           NonFiniteError: the loss, a gradient or, in the end, a weight was not finite.
         """
         if self.step == (epoch - 1) * self.steps_per_epoch:
-            self._tally, self.pipeline.clock = Tally.zero(), EpochClock()
+            self._tally = self.layout.share(Tally.zero())
+            self.pipeline.clock = EpochClock()
         self.epoch, pipeline = epoch, self.pipeline
         self._feed.begin(epoch, self.step)
 
@@ -135,6 +138,8 @@ class Trainer:
         try:
             while (left := epoch * self.steps_per_epoch - self.step) > 0:
                 steps = pipeline.steps_of_next_call(left)
+                if self._many_steps:  # which each process has timed for itself
+                    steps = -agree(-steps)
                 pause(pipeline.seconds_ahead(steps))
                 pipeline.clock.start()  # to wait for images is time as well
                 source = self._feed.source()
@@ -169,7 +174,7 @@ class Trainer:
         clock = self.pipeline.clock
         clock.pause()
         key = jax.random.key_data(self._key)
-        arrays = {"state": self.state, "tally": self._tally, "key": key}
+        arrays = to_host({"state": self.state, "tally": self._tally, "key": key})
         facts = {
             "step": self.step,
             "epoch": self.epoch,
@@ -180,10 +185,9 @@ class Trainer:
 
     def restore(self, arrays: Any, facts: Mapping[str, Any]) -> None:
         """Goes back to a snapshot."""
-        arrays = jax.device_put(arrays)
         self.state = self.layout.place(arrays["state"])
-        self._tally = arrays["tally"]
-        self._key = jax.random.wrap_key_data(arrays["key"])
+        self._tally = self.layout.share(arrays["tally"])
+        self._key = jax.random.wrap_key_data(jnp.asarray(arrays["key"]))
         self._feed.restart(self._key)
         self.step, self.epoch = facts["step"], facts["epoch"]
         self.pipeline.clock = EpochClock(facts["seconds"], facts["outside"])
@@ -255,14 +259,15 @@ class Trainer:
             skip_nonfinite=config.skip_nonfinite,
             layout=self.layout,
         )
-        arguments = [self.state, Tally.zero(), self._feed.example()]
+        arguments = [self.state, self._tally, self._feed.example()]
         if self._many_steps:
             step, arguments = repeat_step(step), [*arguments, np.int32(0)]
         self._step = compile_ahead(step, *arguments, donate=0)
         self._finite_leaves = compile_ahead(finite_leaves, self.state.params)
         size = min(config.eval_batch_size, max(map(len, splits.values())))
         self._evaluation = {
-            name: EvaluationBatches(split, size) for name, split in splits.items()
+            name: EvaluationBatches(split, size, self.layout)
+            for name, split in splits.items()
         }
         self._evaluate = compile_ahead(
             make_evaluate(graph, dataset),
@@ -275,10 +280,12 @@ class Trainer:
         config = self._config
         if isinstance(train, Stream):
             return StreamFeed(
-                train, self.batch_size, config.seed, steps, config.augment
+                train, self.batch_size, config.seed, steps, config.augment, self.layout
             )
         augment = self._dataset.augment if config.augment else None
-        return ResidentFeed(train, self.batch_size, config.seed, self._key, augment)
+        return ResidentFeed(
+            train, self.batch_size, config.seed, self._key, augment, self.layout
+        )
 
     def _do(self, source: Any, steps: int) -> None:
         """Hands so many steps to the device, and does not wait for them."""
