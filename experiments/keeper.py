@@ -78,10 +78,7 @@ class Keeper:
         """
         period = self._period.seconds
         due = period is not None and time.monotonic() - self._saved_at >= period
-        # Both in one word, as processes have to wait for each other's.
-        agreed = agree(2 * self._stop.wish(seconds) + due)
-        self._stop.obey(agreed // 2)
-        if agreed % 2:
+        if self._stop.check(seconds, due):
             self.save()
 
     def record(self, metrics: dict[str, Any]) -> None:

@@ -66,28 +66,27 @@ class StopRequest:
         """From now on a signal waits for the next check."""
         self._begun = True
 
-    def check(self, seconds: float = 0.0) -> None:
-        """Raises a StoppedRun if a stop was requested.
+    def check(self, seconds: float = 0.0, due: bool = False) -> bool:
+        """Raises a StoppedRun if a stop was requested, in this process or another.
 
         Args:
           seconds: until the run can check again; the time limit must not lie in it.
-        """
-        self.obey(agree(self.wish(seconds)))
+          due: whether something else has to be done now.
 
-    def wish(self, seconds: float = 0.0) -> int:
-        """How urgently to stop: 0 for not at all. See :meth:`check`."""
+        Returns:
+          Whether something has to be done in any process.
+        """
         if self._requested is None and self._deadline is not None:
             left = self._deadline - time.monotonic()
             if left < seconds + self.reserve:
                 self._requested = OUT_OF_TIME
-        return _ORDER.index(self._requested)
-
-    def obey(self, wish: int) -> None:
-        """Raises a StoppedRun for what was wished for, here or in another process."""
-        if wish:
-            reason = self._requested = _ORDER[wish]
-            assert reason is not None
+        # Both in one word, as processes have to wait for each other's.
+        agreed = agree(2 * _ORDER.index(self._requested) + due)
+        # Not kept where there is none: a signal may have come since.
+        if (reason := _ORDER[agreed // 2]) is not None:
+            self._requested = reason
             raise StoppedRun(reason)
+        return agreed % 2 == 1
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         reason = _REASONS[signal.Signals(number)]

@@ -69,11 +69,12 @@ def test_epochs_on_the_device_resume_to_the_same_bits(train, calls, monkeypatch)
     calls.clear()
     looks = 0
 
-    def check(self, seconds=0.0):
+    def check(self, seconds=0.0, due=False):
         nonlocal looks
         looks += 1
         if looks == 2:
             raise StoppedRun(TERMINATED)
+        return due
 
     monkeypatch.setattr(StopRequest, "check", check)
     assert train("stopped", on_device=True)[0] == 4

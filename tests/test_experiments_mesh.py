@@ -64,7 +64,7 @@ def test_a_killed_run_goes_on_with_another_mesh(alone, tmp_path):
 
 
 def test_by_default_as_many_devices_as_can_share_the_batch(monkeypatch):
-    monkeypatch.setattr(jax, "local_devices", lambda: [None] * 6)
+    monkeypatch.setattr(jax, "devices", lambda: [None] * 6)
     monkeypatch.setattr(jax, "make_mesh", lambda *args, **options: None)
     assert str(make_layout(None, 64)) == "data=4,fsdp=1"
     assert str(make_layout(None, 7)) == "data=1,fsdp=1"
@@ -87,6 +87,6 @@ def test_mistakes(mesh, told):
 
 
 def test_a_batch_that_cannot_be_shared(monkeypatch):
-    monkeypatch.setattr(jax, "local_devices", lambda: [None] * 8)
+    monkeypatch.setattr(jax, "devices", lambda: [None] * 8)
     with pytest.raises(UsageError, match="8 devices cannot share 60 images evenly"):
         make_layout("data=8", 60)

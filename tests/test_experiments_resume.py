@@ -38,11 +38,12 @@ def stop_at(monkeypatch):
     def stop_at(looks):
         seen = 0
 
-        def check(self, seconds=0.0):
+        def check(self, seconds=0.0, due=False):
             nonlocal seen
             seen += 1
             if seen == looks:
                 raise StoppedRun(TERMINATED)
+            return due
 
         monkeypatch.setattr(StopRequest, "check", check)
 

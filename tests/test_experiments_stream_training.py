@@ -58,11 +58,12 @@ def test_training_streams_and_resumes_within_an_epoch(train, monkeypatch):
 
     looks = 0
 
-    def check(self, seconds=0.0):
+    def check(self, seconds=0.0, due=False):
         nonlocal looks
         looks += 1
         if looks == 7:  # after three steps, the test, and a step
             raise StoppedRun(TERMINATED)
+        return due
 
     monkeypatch.setattr(StopRequest, "check", check)
     assert train("stopped")[0] == 4

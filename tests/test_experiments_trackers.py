@@ -47,11 +47,12 @@ def stopped(train, monkeypatch):
     def stopped(*options):
         looks = 0
 
-        def check(self, seconds=0.0):
+        def check(self, seconds=0.0, due=False):
             nonlocal looks
             looks += 1
             if looks == 30:
                 raise StoppedRun(TERMINATED)
+            return due
 
         with monkeypatch.context() as patch:
             patch.setattr(StopRequest, "check", check)
