@@ -11,9 +11,10 @@ Options that are not listed are those of python -m experiments.train: --model,
 --dataset, --batch-size, --seed, and the optimizer with its hyperparameters.
 
 Exit codes: 0 there is a suggestion; 1 there is none, the loss never fell; 2 an option
-cannot be used.
+cannot be used; 4 SIGTERM; 130 Ctrl-C. A test that was stopped leaves nothing.
 """
 
+import dataclasses
 import json
 import math
 import sys
@@ -31,11 +32,20 @@ from experiments.data import STREAMED, dataset_label, load_dataset
 from experiments.errors import UsageError
 from experiments.loop import Loop
 from experiments.models import label_spheres
-from experiments.optimizers import make_optimizer
+from experiments.optimizers import flag, make_optimizer
+from experiments.options import Hyperparameters
 from experiments.progress import say
+from experiments.stopping import TERMINATED, StoppedRun, StopRequest
 from experiments.values import make_folder
 
 _SMOOTHING = 0.7  # share of the past in the smoothed loss
+_MOST_STEPS = 100_000
+_TAKEN = {
+    *("dataset", "model", "optimizer", "protocol", "batch_size", "seed", "augment"),
+    *("image_size", "dtype", "config"),
+    *(field.name for field in dataclasses.fields(Hyperparameters)),
+} - {"learning_rate"}
+"""Options of a run that a range test has a use for."""
 
 
 @dataclass(frozen=True)
@@ -126,13 +136,20 @@ def main(args: Sequence[str] | None = None) -> int:
             args=args,
             return_unknown_args=True,
         )
-        return find_lr(options, rest)
+        with StopRequest():
+            return find_lr(options, rest)
     except UsageError as error:
         say(f"error: {error}", stderr=True)
         return errors.EXIT_USAGE
     except OSError as error:
         say(f"error: {error}", stderr=True)
         return errors.EXIT_FAILED
+    except StoppedRun:
+        say(f"{TERMINATED}: nothing is kept", stderr=True)
+        return errors.EXIT_TERMINATED
+    except KeyboardInterrupt:
+        say("interrupted: nothing is kept", stderr=True)
+        return errors.EXIT_INTERRUPTED
 
 
 def find_lr(options: Options, rest: Sequence[str]) -> int:
@@ -143,6 +160,7 @@ def find_lr(options: Options, rest: Sequence[str]) -> int:
     """
     rates = growing_rates(options)
     config = parse(rest)
+    _check_taken(rest)
     if config.dataset in STREAMED:
         raise UsageError(f"--dataset {config.dataset}: is streamed, not in memory")
     name = f"{dataset_label(config.dataset)}-{config.model}-{config.optimizer}"
@@ -172,6 +190,17 @@ def find_lr(options: Options, rest: Sequence[str]) -> int:
     return errors.EXIT_FINISHED
 
 
+def _check_taken(rest: Sequence[str]) -> None:
+    """Raises a UsageError for options of a run that would change nothing here."""
+    for argument in rest:
+        name = argument.split("=")[0].removeprefix("--").replace("-", "_")
+        if argument.startswith("--") and name.removeprefix("no_") not in _TAKEN:
+            raise UsageError(
+                f"{flag(name)}: not an option of a range test; it takes"
+                f" {', '.join(map(flag, sorted(_TAKEN)))}"
+            )
+
+
 def growing_rates(options: Options) -> list[float]:
     """The learning rates of a test.
 
@@ -187,6 +216,11 @@ def growing_rates(options: Options) -> list[float]:
         if not least < value < math.inf:
             raise UsageError(f"{name} must be a number above {least:g}, got {value:g}")
     steps = math.log(options.end / options.start) / math.log(options.factor)
+    if steps > _MOST_STEPS:
+        raise UsageError(
+            f"--factor {options.factor} takes {steps:.3g} steps from --start to"
+            f" --end, and {_MOST_STEPS:,} is the most"
+        )
     return [options.start * options.factor**i for i in range(int(steps + 1e-9) + 1)]
 
 

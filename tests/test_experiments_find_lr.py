@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 
 import pytest
 from tiny_training import install
@@ -95,6 +97,10 @@ def test_no_suggestion_has_a_code_of_its_own(tiny, tmp_path, capsys):
         (["--end", "1e-9"], "--end must be a number above 1e-06"),
         (["--factor", "1"], "--factor must be a number above 1, got 1"),
         (["--stop-at", "nan"], "--stop-at must be a number above 1, got nan"),
+        (["--factor", "1.0000001"], "--factor 1.0000001 takes 1.84e+08 steps"),
+        (["--epochs", "3"], "--epochs: not an option of a range test"),
+        (["--learning-rate=0.1"], "--learning-rate: not an option of a range test"),
+        (["--accumulate", "4"], "--accumulate: not an option of a range test"),
         (["--optimizer", "adamx"], "--optimizer"),
         (["--batch-size", "5000"], "--batch-size must be at most 1442"),
         (["--dataset", "imagenet2012"], "--dataset imagenet2012: is streamed"),
@@ -106,6 +112,19 @@ def test_bad_options(args, message, tmp_path, capsys):
     assert error.startswith("error: ")
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "told"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 4, "terminated")],
+)
+def test_a_signal_ends_it_and_leaves_nothing(
+    tiny, monkeypatch, tmp_path, capsys, number, code, told
+):
+    monkeypatch.setattr(loop.Loop, "step", lambda self: os.kill(os.getpid(), number))
+    assert main(["--model", "tiny", "--out", str(tmp_path)]) == code
+    assert told in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_place_to_write(capsys):
