@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from experiments import find_lr, flatness
 from experiments.flatness import (
@@ -122,6 +124,57 @@ def test_the_objection_of_dinh(trained):
         for p in (trained, other)
     ]
     np.testing.assert_allclose(ball[1], ball[0], rtol=1e-3)
+
+
+def normalized_network(params):
+    """Batch norm after every product, so that no column's length counts; then ReLU."""
+    hidden = INPUTS @ params["first"]
+    hidden = (hidden - hidden.mean(0)) / jnp.std(hidden, 0)
+    return jnp.mean((jax.nn.relu(hidden) @ params["second"] - TARGETS) ** 2)
+
+
+SCALES = st.lists(
+    st.floats(1e-3, 1e3, allow_subnormal=False), min_size=8, max_size=8
+).map(lambda scales: jnp.asarray(scales, jnp.float32))
+
+
+@settings(max_examples=5)
+@given(SCALES)
+def test_sharpness_on_spheres_does_not_see_the_scale_of_filters(trained, scales):
+    labels = {"first": "filter", "second": "euclidean"}
+    weights = {name: trained[name] for name in labels}
+    scaled = {**weights, "first": weights["first"] * scales}
+    one, other = (
+        relative_sharpness(normalized_network, p, 0.02, labels=labels, steps=8)
+        for p in (weights, scaled)
+    )
+    np.testing.assert_allclose(other, one, rtol=2e-3)
+
+
+@settings(max_examples=5)
+@given(st.floats(1e-2, 1e2))
+def test_sharpness_on_spheres_does_not_see_the_scale_of_layers(trained, alpha):
+    labels = dict.fromkeys(trained, "layer")
+    one, other = (
+        relative_sharpness(relu_network, p, 0.02, labels=labels, steps=8)
+        for p in (trained, rescaled(trained, alpha))
+    )
+    np.testing.assert_allclose(other, one, rtol=2e-3)
+
+
+def test_the_other_measures_see_the_scale_of_filters(trained):
+    """So that the tests above are no tests of a constant."""
+    weights = {name: trained[name] for name in ("first", "second")}
+    scaled = {**weights, "first": weights["first"] * jnp.logspace(-2, 2, 8)}
+    for measure in (epsilon_sharpness, largest_eigenvalue):
+        one, other = (measure(normalized_network, p) for p in (weights, scaled))
+        assert not 0.5 < other / one < 2
+    labels = {"first": "layer", "second": "euclidean"}  # no groups, no invariance
+    one, other = (
+        relative_sharpness(normalized_network, p, 0.02, labels=labels, steps=8)
+        for p in (weights, scaled)
+    )
+    assert not 0.9 < other / one < 1.1
 
 
 @pytest.mark.parametrize("size", [3, 40])
