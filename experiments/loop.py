@@ -20,6 +20,7 @@ from experiments.models import MODELS
 from experiments.steps import (
     Means,
     Tally,
+    TrainState,
     compile_ahead,
     init_state,
     make_evaluate,
@@ -33,6 +34,7 @@ class Loop:
     Attributes:
       graph: of the model, without arrays.
       state: parameters, statistics and optimizer state after the last step.
+      done: steps done.
       steps_per_epoch: the last, incomplete batch is left out.
     """
 
@@ -76,18 +78,25 @@ class Loop:
             step, self.state, Tally.zero(), self._feed.example(), donate=0
         )
         self._dataset, self._evaluation = dataset, None
-        self._done = 0
+        self.done = 0
 
     def step(self) -> Means:
         """Does a step, and waits for it; its loss and accuracy on the batch."""
-        epoch, batch = divmod(self._done, self.steps_per_epoch)
+        epoch, batch = divmod(self.done, self.steps_per_epoch)
         if batch == 0:
-            self._feed.begin(epoch + 1, self._done)
+            self._feed.begin(epoch + 1, self.done)
         self.state, tally = self._step(self.state, Tally.zero(), self._feed.source())
-        self._done += 1
+        self.done += 1
         if int(tally.bad_step):
             return Means(float(tally.bad_loss), 0.0, 1)
         return tally.means(self._batch_size)
+
+    def go_on(self, state: TrainState, done: int) -> None:
+        """Goes to where another loop was after so many steps."""
+        self.state, self.done = state, done
+        epoch, batch = divmod(done, self.steps_per_epoch)
+        if batch:
+            self._feed.begin(epoch + 1, done)
 
     def test(self) -> Means:
         """Mean loss and accuracy over the test images."""

@@ -164,7 +164,7 @@ def reproduce(options: Options, rest: Sequence[str]) -> int:
     out = options.out or Path("runs") / "-".join(
         (dataset_label(options.dataset), options.model)
     )
-    jobs = _plan(options, rest, out)
+    jobs = plan_runs(options, rest, out)
     _say(f"{len(jobs)} runs in {out}: {_counts(jobs)}")
     with Signals() as signals:
         work = Work(jobs, deadline, signals)
@@ -183,7 +183,12 @@ def reproduce(options: Options, rest: Sequence[str]) -> int:
     return _exit_code(jobs, work)
 
 
-def _plan(options: Options, rest: Sequence[str], out: Path) -> list[Job]:
+def plan_runs(options: Options, rest: Sequence[str], out: Path) -> list[Job]:
+    """All runs that the options stand for; ``rest`` goes to every run.
+
+    Raises:
+      UsageError: an option cannot be used.
+    """
     for argument in rest:
         name = argument.split("=")[0].replace("_", "-")
         if name in _OURS:

@@ -36,7 +36,10 @@ _WIDTH = 7.0  # inches: a text width
 
 
 def draw_accuracies(
-    column: Column, published: Sequence[Figure | None], stem: Path
+    column: Column,
+    published: Sequence[Figure | None],
+    stem: Path,
+    width: float = _WIDTH,
 ) -> None:
     """Test accuracy: seeds as circles, mean and deviation, published as diamonds."""
     together = zip(column.settings, column.labels, published, strict=True)
@@ -44,7 +47,8 @@ def draw_accuracies(
     # From the bottom, so in the end the reverse of the table, ties included.
     rows.sort(key=lambda row: -row[0].accuracy.mean)
     rows.reverse()
-    with _canvas(stem, height=0.75 + 0.27 * len(rows)) as (_, [axis]):
+    height = 0.75 + 0.27 * len(rows)
+    with _canvas(stem, height=height, width=width) as (_, [axis]):
         for y, (setting, _, figure) in enumerate(rows):
             sample = setting.accuracy
             seeds = [run.accuracy for run in setting.finished]
@@ -100,10 +104,13 @@ def draw_curves(column: Column, quantity: str, stem: Path) -> None:
         canvas.supylabel(quantity, fontsize=9)
 
 
-def draw_findings(findings: Sequence[Finding], stem: Path) -> None:
+def draw_findings(
+    findings: Sequence[Finding], stem: Path, width: float = _WIDTH
+) -> None:
     """The judged claims: estimates with confidence intervals against 0."""
     judged = [(f, f.contrast) for f in findings if f.contrast][::-1]
-    with _canvas(stem, height=0.6 + 0.36 * len(judged)) as (_, [axis]):
+    height = 0.6 + 0.36 * len(judged)
+    with _canvas(stem, height=height, width=width) as (_, [axis]):
         for y, (finding, found) in enumerate(judged):
             reach = [[found.estimate - found.low], [found.high - found.estimate]]
             axis.errorbar(
@@ -192,9 +199,14 @@ def _accuracy_legend(axis: "Axes", with_published: bool) -> None:
 
 @contextmanager
 def _canvas(
-    stem: Path, down: int = 1, across: int = 1, *, height: float
+    stem: Path,
+    down: int = 1,
+    across: int = 1,
+    *,
+    height: float,
+    width: float = _WIDTH,
 ) -> Iterator[tuple["Canvas", list["Axes"]]]:
-    """A figure to draw on, ``height`` in inches; in the end it is saved."""
+    """A figure to draw on, its size in inches; in the end it is saved."""
     import matplotlib  # slow to import
 
     matplotlib.use("Agg")
@@ -204,7 +216,7 @@ def _canvas(
         canvas, axes = plt.subplots(
             down,
             across,
-            figsize=(_WIDTH, height),
+            figsize=(width, height),
             layout="constrained",
             sharex=True,
             sharey=True,

@@ -69,16 +69,17 @@ def to_markdown(blocks: Sequence[Block]) -> str:
     return "\n\n".join(_markdown(block) for block in blocks) + "\n"
 
 
-def to_html(blocks: Sequence[Block], folder: Path) -> str:
+def to_html(blocks: Sequence[Block], folder: Path, style: str = "") -> str:
     """The page as HTML that needs no other file.
 
     Args:
       blocks: the page; its first heading is the title.
       folder: where the figures lie.
+      style: more rules for how it looks.
     """
     title = next(b.text for b in blocks if isinstance(b, Heading))
     body = "\n".join(_html(block, folder) for block in blocks)
-    return _PAGE.format(title=html.escape(title), style=_STYLE, body=body)
+    return _PAGE.format(title=html.escape(title), style=_STYLE + style, body=body)
 
 
 def _markdown(block: Block) -> str:
@@ -138,8 +139,11 @@ def _html_table(table: Table) -> str:
     kinds = [' class="n"' if name in table.numeric else "" for name in table.header]
 
     def row(cells: Sequence[str], tag: str) -> str:
-        pairs = zip(cells, kinds, strict=True)
-        return "".join(f"<{tag}{k}>{html.escape(c)}</{tag}>" for c, k in pairs)
+        names = table.header if tag == "td" else [""] * len(kinds)
+        return "".join(
+            f"<{tag}{kind}{_data(name)}>{html.escape(cell)}</{tag}>"
+            for cell, kind, name in zip(cells, kinds, names, strict=True)
+        )
 
     head = f"<thead><tr>{row(table.header, 'th')}</tr></thead>"
     rows = "".join(f"<tr>{row(cells, 'td')}</tr>" for cells in table.rows)
@@ -147,6 +151,11 @@ def _html_table(table: Table) -> str:
         f'<div class="wide" tabindex="0"><table>{head}<tbody>{rows}</tbody></table>'
         "</div>"
     )
+
+
+def _data(name: str) -> str:
+    """The name of a column at a cell, for where its head is out of sight."""
+    return f' data-name="{html.escape(name)}"' if name else ""
 
 
 _STYLE = """
