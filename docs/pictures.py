@@ -17,7 +17,8 @@ import optax
 
 import spherical_optax as so
 from experiments.studies.drawing import COLOURS, drawing
-from experiments.studies.scale_growth import descend, draw_on_sphere
+from experiments.studies.growth_figures import draw_on_sphere
+from experiments.studies.toy import descend
 
 Make = Callable[[float, str], optax.GradientTransformation]
 
@@ -124,7 +125,7 @@ def draw(name: str, stem: Path) -> None:
         axis = figure.add_subplot(place, projection="3d")
         start = np.array([-0.6, 0.48, 0.64])
         path = descend(make(rates[2], "layer"), start)["path"]
-        draw_on_sphere(axis, path, f"a sphere, lr {rates[2]:g}", 1)
+        draw_on_sphere(axis, path, f"a sphere, lr {rates[2]:g}")
 
 
 def draw_all(folder: Path) -> None:

@@ -1,31 +1,29 @@
-"""The studies: their pieces, the command, and whether what is kept is current."""
+"""The studies: the command, its settings, and whether what is kept is current."""
 
 import json
+import os
+import signal
+import sys
 from pathlib import Path
 
-import jax.numpy as jnp
-import numpy as np
-import optax
 import pytest
 import tiny_training
 
-from experiments import errors, loop, models
-from experiments.errors import UsageError
-from experiments.report.page import to_html
+from experiments import errors, launch, models
+from experiments import loop as loops
+from experiments.loop import Loop
+from experiments.report import page
 from experiments.studies import (
     __main__ as command,
 )
 from experiments.studies import (
-    from_scratch,
+    full_scale,
     gallery,
-    large_batch,
-    local_swats,
-    scale_growth,
-    spherical,
+    keeping,
     study,
 )
 from experiments.studies.catalogue import STUDIES
-from experiments.studies.study import NEVER, NO, YES, Clock, OutOfTimeError, Place
+from experiments.studies.verdicts import NEVER, NO, YES
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -34,7 +32,7 @@ README = Path(__file__).parent.parent / "README.md"
 def results(monkeypatch, tmp_path):
     """A folder of results of its own."""
     folder = tmp_path / "results"
-    for module in (study, gallery, command):
+    for module in (keeping, gallery, command):
         monkeypatch.setattr(module, "RESULTS", folder)
     monkeypatch.setattr(gallery, "PAGE", folder / "index.html")
     return folder
@@ -44,156 +42,120 @@ def results(monkeypatch, tmp_path):
 def tiny(monkeypatch):
     """Networks that compile fast, in place of those of the studies."""
     tiny_training.install(monkeypatch)
-    monkeypatch.setattr(loop, "compile_ahead", tiny_training.compile_once)
+    monkeypatch.setattr(loops, "compile_ahead", tiny_training.compile_once)
+    # Runs in processes of their own know it as tiny.
+    training = (sys.executable, tiny_training.__file__)
+    monkeypatch.setattr(launch, "TRAIN", training)
     for name in ("small_resnet", "convnet"):
         monkeypatch.setitem(models.MODELS, name, tiny_training.TINY)
 
 
-def place(tmp_path, **options):
-    given = {"clock": Clock(None), "seeds": 1, "small": True, **options}
-    return Place(runs=tmp_path / "runs", figures=tmp_path / "figures", **given)
+# Settings.
 
 
-# Work that is done once.
+def test_settings_in_little_and_from_a_file(tmp_path):
+    one = STUDIES["large_batch"]
+    assert one.settings()["large_batch"] == 4096
+    assert one.settings(small=True)["large_batch"] == 1024
+    file = tmp_path / "mine.toml"
+    file.write_text("seeds = 7\nbox = 1")
+    settings = one.settings(file, small=True)
+    assert (settings["seeds"], settings["box"], settings["large_batch"]) == (7, 1, 1024)
 
 
-def test_work_is_done_once_for_its_settings(tmp_path):
-    done = []
-
-    def make():
-        done.append(1)
-        return {"x": (1, 2)}
-
-    where = place(tmp_path)
-    assert where.once("a", ["s"], make) == {"x": [1, 2]}
-    assert where.once("a", ["s"], make) == {"x": [1, 2]}
-    assert len(done) == 1
-    where.once("a", ["other"], make)
-    assert len(done) == 2
-
-
-@pytest.mark.parametrize("text", ["", '{"settings": ["s"]', "[]", '{"settings": 3}'])
-def test_unfinished_work_is_done_again(tmp_path, text):
-    where = place(tmp_path)
-    where.runs.mkdir()
-    (where.runs / "a.json").write_text(text)
-    assert where.once("a", ["s"], lambda: {"x": 1}) == {"x": 1}
-
-
-def test_no_work_is_begun_when_there_is_no_time(tmp_path):
-    where = place(tmp_path, clock=Clock(10.0), small=False)
-    with pytest.raises(OutOfTimeError):
-        where.once("a", [], lambda: {})
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("sedes = 3", "unknown setting 'sedes'; known: seeds,"),
+        ("seeds = 'three'", "seeds must be like 3, got 'three'"),
+        ("seeds = 0", "seeds must not be 0"),
+        ("seeds = ", "Invalid value"),
+        (None, "No such file"),
+    ],
+)
+def test_bad_settings_are_one_line(results, tmp_path, capsys, text, told):
+    file = tmp_path / "mine.toml"
+    if text is not None:
+        file.write_text(text)
+    args = ["spherical", "--config", str(file), "--runs", str(tmp_path / "runs")]
+    assert command.main(args) == errors.EXIT_USAGE
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"error: --config {file}: ")
+    assert told in shown
+    assert shown.count("\n") == 1
 
 
-# The growing norm.
+# Commands in full.
 
 
-def test_sgd_on_the_toy_problem_grows_by_pythagoras():
-    found = scale_growth.descend(optax.sgd(0.1), np.array([0.0, 1.0]), 50)
-    steps = np.diff(found["path"], axis=0)
-    norms = np.linalg.norm(found["path"], axis=1)
-    np.testing.assert_allclose(
-        norms[1:] ** 2, norms[:-1] ** 2 + np.sum(steps**2, axis=1), rtol=1e-5
+def test_a_full_scale_command_is_begun(tiny, monkeypatch, results, tmp_path, capsys):
+    options = "--dataset digits --optimizers sgd,adam --seeds 0..4 --epochs 3"
+    monkeypatch.setattr(
+        study.Study, "settings", lambda self, *a, **k: {"full_scale": [options]}
     )
-    np.testing.assert_allclose(found["norm"], norms[1:], rtol=1e-6)
-    unit = found["path"] / norms[:, None]
-    angles = np.arccos(np.clip(np.sum(unit[1:] * unit[:-1], axis=1), -1, 1))
-    np.testing.assert_allclose(found["effective_step"], angles, atol=2e-3)
-    assert unit[-1, 0] > 0.98
+    args = ["scale_growth", "--begin", "digits", "--steps", "2"]
+    assert command.main(args) == errors.EXIT_FINISHED
+    (record,) = full_scale.read_begun(results / "scale_growth")
+    assert (record["steps"], record["steps_in_full"]) == (2, 3 * 22)
+    assert record["optimizer"] == "sgd"
+    assert 1 < record["loss"] < 5
+    monkeypatch.setattr(full_scale, "begin", None)  # it is done
+    assert command.main(args) == errors.EXIT_FINISHED
+    text = page.to_markdown(keeping.blocks_of(STUDIES["scale_growth"]))
+    assert "2 of 66" in text
+    assert "Not run" in text
+    (results / "scale_growth" / full_scale.FILE).write_text("[{}]")
+    assert command.main([]) == errors.EXIT_USAGE
+    assert "begun.json: damaged" in capsys.readouterr().err
 
 
-def test_every_optimizer_descends_on_the_toy_problem():
-    for make in scale_growth.TOYS.values():
-        path = scale_growth.descend(make(), np.array([-0.8, 0.5, 0.331]))["path"]
-        assert path[-1, 0] / np.linalg.norm(path[-1]) > 0.9
+@pytest.mark.parametrize("one", STUDIES.values(), ids=list(STUDIES))
+def test_full_scale_commands_are_right(one, monkeypatch):
+    """They are read as the command reads them: every option, every name."""
+    for options in one.settings()["full_scale"]:
+        config = full_scale.first_run(options, "digits")
+        assert config.epochs >= 100
+        assert config.model.startswith(("resnet", "densenet"))
 
 
-def test_growth_is_judged():
-    def judge(more, less):
-        growth = {"adam": more, "adamp": less}
-        return scale_growth._judge(growth, "adam", "adamp", "").verdict
+def test_commands_on_jpeg_have_the_published_hyperparameters():
+    published, _, jpeg = STUDIES["spherical"].settings()["full_scale"]
 
-    assert judge([1.5, 1.51, 1.52], [1.1, 1.11, 1.12]) == YES
-    assert judge([1.1, 1.11, 1.12], [1.5, 1.51, 1.52]) == NO
-    assert judge([1.5], [1.1]) == NO  # one seed decides nothing
-    assert judge([], [1.1]) == NEVER
+    def all_runs(options, dataset):
+        words = options.split()
+        words[words.index("--dataset") + 1] = dataset
+        at = words.index("--optimizers") + 1
+        names = words[at].split(",")
+        if names == ["all"]:
+            names = full_scale.reproduce.published_optimizers(dataset, "resnet20")
+        for name in names:
+            words[at] = name
+            config = full_scale.first_run(" ".join(words), dataset)
+            yield config.optimizer, config.hyperparameters, config.milestones
 
-
-# Optimizers from scratch.
-
-
-def test_rmsprop_begins_with_the_first_square():
-    optimizer = from_scratch.scale_by_rms_of_the_first(0.9, 1e-5)
-    grads = [jnp.array([3.0, -0.5]), jnp.array([1.0, 2.0])]
-    state = optimizer.init(grads[0])
-    first, state = optimizer.update(grads[0], state)
-    np.testing.assert_allclose(first, grads[0] / (jnp.abs(grads[0]) + 1e-5))
-    second, _ = optimizer.update(grads[1], state)
-    average = 0.9 * grads[0] ** 2 + 0.1 * grads[1] ** 2
-    np.testing.assert_allclose(second, grads[1] / (jnp.sqrt(average) + 1e-5))
-
-
-def test_gradients_are_recorded_and_left_alone():
-    optimizer = from_scratch.record_gradients()
-    grads = {"w": jnp.array([[1.0, 2.0], [3.0, 6.0]])}
-    same, state = optimizer.update(grads, optimizer.init(grads))
-    assert same is grads
-    assert float(state.mean["w"]) == 3.0
-    assert float(state.std["w"]) == pytest.approx(np.std([1, 2, 3, 6]))
-
-
-def test_accuracies_are_judged_by_two_points():
-    row = from_scratch.ROWS["sgd"]
-    runs = [{"test": row.test + 0.01}, {"test": row.test + 0.02}]
-    assert from_scratch._judge(row, runs).verdict == YES
-    assert from_scratch._judge(row, [{"test": row.test - 0.03}]).verdict == NO
-    assert from_scratch._judge(row, []).verdict == NEVER
-
-
-# Large batches.
-
-
-def test_a_rescaled_network_is_sharper_in_the_box_alone():
-    rows = large_batch.objection((1.0, 100.0))
-    assert all(row["output_difference"] < 1e-4 for row in rows)
-    assert rows[1]["box"] > 2 * rows[0]["box"] > 0
-    assert rows[1]["sphere"] == pytest.approx(rows[0]["sphere"], rel=0.01)
-    assert rows[1]["eigenvalue"] > 2 * rows[0]["eigenvalue"]
-    assert large_batch._judge_objection(rows).verdict == YES
-    rows[1]["sphere"] *= 1.1
-    assert large_batch._judge_objection(rows).verdict == NO
-
-
-def test_batches_are_judged():
-    def judge(small, large):
-        small, large = ([{"x": x} for x in xs] for xs in (small, large))
-        return large_batch._judge("", small, large, "x", -1.0)
-
-    assert judge([90, 90.1, 90.2], [85, 85.1, 85.2]).verdict == YES
-    assert judge([85, 85.1, 85.2], [90, 90.1, 90.2]).verdict == NO
-    assert "undecided" in judge([85], [90]).evidence
-    assert judge([], [90]).verdict == NEVER
-
-
-def test_flatness_of_a_trained_network_is_measured(tiny):
-    options = ["--dataset=digits", "--model=convnet", "--optimizer=adam"]
-    options += ["--batch-size=256", "--epochs=1", "--no-augment"]
-    config = large_batch.parse(options)
-    found = large_batch.train_and_measure(config, large_batch.load_dataset("digits"))
-    assert 10 < found["test_accuracy"] < 100
-    assert found["box"] > 0
-    assert found["sphere"] > 0
-    assert found["eigenvalue"] > 0
+    assert sorted(map(str, all_runs(published, "cifar10"))) == sorted(
+        map(str, all_runs(jpeg, "digits"))
+    )
 
 
 # The command, on runs in little.
 
 
+def only(monkeypatch, **settings):
+    """Studies with other settings."""
+    read = study.Study.settings
+
+    def changed(self, *args, **options):
+        found = read(self, *args, **options)
+        return {**found, **{k: v for k, v in settings.items() if k in found}}
+
+    monkeypatch.setattr(study.Study, "settings", changed)
+
+
 @pytest.mark.parametrize("name", ["spherical", "local_swats"])
 def test_a_study_in_little(tiny, monkeypatch, results, tmp_path, capsys, name):
-    monkeypatch.setattr(spherical, "_OPTIMIZERS", ("adam", "adamsrt"))
-    monkeypatch.setattr(local_swats, "_OPTIMIZERS", local_swats._OPTIMIZERS[:1])
+    only(monkeypatch, optimizers=["adam", "adamsrt"], switches=["local"], model="tiny")
+    only(monkeypatch, thresholds=[1e-5])
     args = [name, "--small", "--seeds", "1", "--runs", str(tmp_path / "runs")]
     assert command.main(args) == errors.EXIT_FINISHED
     shown = capsys.readouterr().out
@@ -206,34 +168,70 @@ def test_a_study_in_little(tiny, monkeypatch, results, tmp_path, capsys, name):
 
 
 def test_the_lesson_in_little(tiny, monkeypatch, results, tmp_path, capsys):
-    kinds = from_scratch._DECAYS
-    monkeypatch.setattr(from_scratch, "_DECAYS", {"sgd": kinds["sgd"]})
+    only(monkeypatch, decay_optimizers=["sgd"])
     args = ["from_scratch", "--small", "--seeds", "1", "--runs", str(tmp_path)]
     assert command.main(args) == errors.EXIT_FINISHED
     shown = capsys.readouterr().out
     assert f"{YES}: SGD without momentum: L2 and decoupled" in shown
+    figures = tmp_path / "from_scratch-small" / "figures"
+    assert {f.stem for f in figures.glob("*.png")} == {
+        *("gradient-mean", "gradient-std", "finder")
+    }
 
 
 def test_a_study_is_kept_and_stands_on_the_page(tiny, monkeypatch, results, tmp_path):
-    monkeypatch.setattr(scale_growth, "_NETWORK", ("sgd:momentum=0.9", "adam"))
+    only(monkeypatch, optimizers=["sgd:momentum=0.9", "adam"], toy_starts=2)
+    only(monkeypatch, model="tiny")
     monkeypatch.chdir(tmp_path)
     assert command.main(["scale_growth", "--seeds", "1"]) == errors.EXIT_FINISHED
     record = json.loads((results / "scale_growth" / "results.json").read_text())
     assert record["command"] == "python -m experiments.studies scale_growth --seeds 1"
     assert record["machine"]["cores"] > 0
+    assert record["settings"]["seeds"] == 1
     text = (results / "scale_growth" / "README.md").read_text()
     assert "Hardware: " in text
+    assert "What follows" in text
     assert "figures/circle" in text
-    page = (results / "index.html").read_text()
-    assert "SGDP stops what momentum adds" in page
-    assert "src=figures" not in page  # all within the file
-    assert "python -m experiments.studies local_swats" in page
+    whole = (results / "index.html").read_text()
+    assert "SGDP stops most of what momentum adds" in whole
+    assert "src=figures" not in whole  # all within the file
+    assert "python -m experiments.studies local_swats" in whole
 
 
-def test_time_is_up(results, tmp_path):
-    args = ["spherical", "--runs", str(tmp_path / "runs"), "--time-limit", "1s"]
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_a_study_that_goes_on(
+    tiny, monkeypatch, results, tmp_path, capsys, number
+):
+    only(monkeypatch, learning_rates={"sgd": [0.05, 0.4]}, images=64, lanczos_steps=2)
+    args = ["large_batch", "--small", "--seeds", "1", "--runs", str(tmp_path)]
+    step, done = Loop.step, []
+
+    def interrupted(self):
+        done.append(1)
+        if len(done) == 5:
+            os.kill(os.getpid(), number)
+        return step(self)
+
+    monkeypatch.setattr(Loop, "step", interrupted)
+    codes = {
+        signal.SIGTERM: errors.EXIT_TERMINATED,
+        signal.SIGINT: errors.EXIT_INTERRUPTED,
+    }
+    assert command.main(args) == codes[number]
+    assert "the same command goes on" in capsys.readouterr().err
+    if number == signal.SIGINT:
+        return  # from here on it is the same
+    assert command.main(args) == errors.EXIT_FINISHED
+    assert "goes on after 5 of" in capsys.readouterr().out
+    assert not list(tmp_path.rglob("*-checkpoints"))
+
+
+@pytest.mark.parametrize("name", ["spherical", "large_batch"])
+def test_time_is_up(results, tmp_path, capsys, name):
+    args = [name, "--small", "--runs", str(tmp_path / "runs"), "--time-limit", "1s"]
     assert command.main(args) == errors.EXIT_OUT_OF_TIME
-    assert not (results / "spherical").exists()
+    assert "--time-limit is too short" in capsys.readouterr().err
+    assert not (results / name).exists()
 
 
 @pytest.mark.parametrize(
@@ -241,81 +239,91 @@ def test_time_is_up(results, tmp_path):
     [
         (["sperical"], "known: spherical, local_swats"),
         (["spherical", "--seeds", "0"], "--seeds"),
+        (["spherical", "--steps", "0"], "--steps"),
         (["spherical", "--time-limit", "soon"], "--time-limit"),
+        (["spherical", "--begin", "nowhere"], "--dataset"),
+        (["page", "--begin", "digits"], "name a study"),
+        (["all", "--config", "x.toml"], "--config"),
+        (["spherical", "--runs", "/dev/null/x"], "--runs"),
         (["page", "--readme", "/nowhere/README.md"], "/nowhere"),
     ],
 )
 def test_mistakes_are_one_line(results, capsys, args, told):
-    assert command.main(args) != errors.EXIT_FINISHED
+    assert command.main(args) == errors.EXIT_USAGE
     shown = capsys.readouterr().err
     assert told in shown
-    assert "Traceback" not in shown
+    assert shown.startswith("error: ")
+    assert shown.count("\n") == 1
 
 
 def test_missing_results_name_the_command(results):
     assert command.main([]) == errors.EXIT_FINISHED
-    page = (results / "index.html").read_text()
-    assert "Not run yet" in page
+    whole = (results / "index.html").read_text()
+    assert "Not run yet" in whole
     for one in STUDIES.values():
-        assert one.command in page
+        assert one.command in whole
 
 
-def test_damaged_results_name_the_file(results, capsys):
+@pytest.mark.parametrize("text", ['{"verdicts": 3', "[]", '{"data": {}}'])
+def test_damaged_results_name_the_file(results, capsys, text):
     (results / "spherical").mkdir(parents=True)
-    (results / "spherical" / "results.json").write_text('{"verdicts": 3')
+    (results / "spherical" / "results.json").write_text(text)
     assert command.main([]) == errors.EXIT_USAGE
     shown = capsys.readouterr().err
     assert "spherical/results.json: damaged" in shown
     assert "python -m experiments.studies spherical" in shown
 
 
-def test_thresholds_are_compared(tmp_path):
-    assert local_swats._about_threshold(local_swats.Column({}, [], [])).verdict == NEVER
-
-
 # What is kept.
 
 
+AGAIN = "run python -m experiments.studies page --readme README.md"
+
+
 def kept():
-    return [one for one in STUDIES.values() if study.read(one) is not None]
+    folder = keeping.RESULTS
+    return [one for one in STUDIES.values() if (folder / one.name).exists()]
 
 
 def test_the_page_is_current():
-    current = to_html(gallery.page_blocks(), study.RESULTS)
-    again = "run python -m experiments.studies page --readme README.md"
-    assert gallery.PAGE.read_text() == current, again
+    assert gallery.PAGE.read_text() == gallery.page(), AGAIN
+
+
+def test_the_page_needs_no_other_file():
+    whole = gallery.PAGE.read_text()
+    assert "http" not in whole.replace("http://www.w3.org", "")
+    assert whole.count("<img") == whole.count('src="data:image/svg+xml;base64,')
+    assert "<script" not in whole
+    assert "<link" not in whole
 
 
 def test_the_summary_in_the_readme_is_current():
     text = README.read_text()
     assert gallery.BEGIN in text
     inside = text.split(gallery.BEGIN)[1].split(gallery.END)[0]
-    again = "run python -m experiments.studies page --readme README.md"
-    assert inside.strip() == gallery.summary().strip(), again
+    assert inside.strip() == gallery.summary().strip(), AGAIN
 
 
 @pytest.mark.parametrize("one", kept(), ids=lambda one: one.name)
 def test_what_is_kept_is_complete(one):
-    record = study.read(one)
-    assert record["verdicts"]
-    for verdict in record["verdicts"]:
+    """Verdicts and text follow from the numbers; all figures are there, no other."""
+    told = keeping.tell(one)
+    assert told is not None
+    record, outcome = told
+    assert outcome.verdicts
+    for verdict in outcome.verdicts:
         assert verdict.verdict in (YES, NO, NEVER)
         assert verdict.claim
-        assert verdict.evidence
-    folder = study.RESULTS / one.name
-    pictures = [b for b in record["blocks"] if isinstance(b, study.page.Picture)]
+        assert "n = " in verdict.evidence or verdict.verdict == NEVER
+    known = one.settings()
+    for name, value in record["settings"].items():
+        assert type(value) is type(known[name])
+    folder = keeping.RESULTS / one.name
+    pictures = [b for b in outcome.blocks if isinstance(b, page.Picture)]
     assert pictures
-    for picture in pictures:
-        for ending in ("png", "svg"):
-            assert (folder / f"{picture.file}.{ending}").stat().st_size > 1000
-    text = study.page.to_markdown(study.blocks_of(one, record))
-    assert (folder / "README.md").read_text() == text
-
-
-def test_damage_is_told_apart_from_absence(results):
-    one = STUDIES["spherical"]
-    assert study.read(one) is None
-    (results / one.name).mkdir(parents=True)
-    (results / one.name / "results.json").write_text("[]")
-    with pytest.raises(UsageError, match="damaged"):
-        study.read(one)
+    named = {f"{p.file}{ending}" for p in pictures for ending in (".png", ".svg")}
+    there = {f"figures/{file.name}" for file in (folder / "figures").iterdir()}
+    assert named == there
+    assert all((folder / file).stat().st_size > 1000 for file in named)
+    text = page.to_markdown(keeping.blocks_of(one))
+    assert (folder / "README.md").read_text() == text, AGAIN

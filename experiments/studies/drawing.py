@@ -1,4 +1,4 @@
-"""Figures of the studies, in the style of the reports."""
+"""Figures of the studies, in the style of the reports, and narrow enough for phones."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,11 +16,34 @@ COLOURS = (
     *("#999999", "#882255"),
 )
 DASHES = ("-", "--", ":", "-.")
+# The same look for the same thing in all figures.
+_KNOWN = {
+    name: index
+    for index, names in enumerate(
+        (
+            ("sgd", "local"),
+            ("sgd, momentum", "global"),
+            ("sgdp",),
+            ("sgdmrt",),
+            ("adam",),
+            ("adamp",),
+            ("adamsrt",),
+        )
+    )
+    for name in names
+}
+WIDE, NARROW = 7.0, 5.4  # inches: of a text; such that letters stay legible on a phone
 
 
 @contextmanager
 def drawing(
-    stem: Path, down: int = 1, across: int = 1, *, height: float, **options: Any
+    stem: Path,
+    down: int = 1,
+    across: int = 1,
+    *,
+    height: float,
+    width: float = WIDE,
+    **options: Any,
 ) -> Iterator[list["Axes"]]:
     """A figure of several panels, saved in the end as ``stem.png`` and ``stem.svg``."""
     import matplotlib  # slow to import
@@ -32,7 +55,7 @@ def drawing(
         canvas, axes = plt.subplots(
             down,
             across,
-            figsize=(7.0, height),
+            figsize=(width, height),
             layout="constrained",
             squeeze=False,
             **options,
@@ -51,3 +74,22 @@ def line_style(index: int) -> dict[str, Any]:
         "ls": DASHES[index % len(DASHES)],
         "lw": 1.3,
     }
+
+
+def style_of(name: str) -> dict[str, Any]:
+    """The style of an optimizer, the same in every figure."""
+    return line_style(_KNOWN[name])
+
+
+def legend_above(axes: list["Axes"], columns: int = 4) -> None:
+    """One legend over a row of panels, where it covers no curve."""
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure: Any = axes[0].get_figure()
+    figure.legend(
+        handles,
+        labels,
+        loc="outside upper center",
+        ncols=columns,
+        fontsize=8,
+        frameon=False,
+    )
