@@ -471,7 +471,7 @@ def test_page_escapes_what_it_shows():
     blocks = [Heading(1, "a_b"), Table(["x"], [["1 | 2"]], ["x"]), Code(["a < b"])]
     assert "| 1 \\| 2 |" in to_markdown(blocks)
     page = to_html(blocks, Path())
-    assert '<td class="n">1 | 2</td>' in page
+    assert '<td class="n" data-name="x">1 | 2</td>' in page
     assert "a &lt; b" in page
 
 

@@ -109,6 +109,17 @@ def test_a_full_scale_command_is_begun(tiny, monkeypatch, results, tmp_path, cap
     assert "begun.json: damaged" in capsys.readouterr().err
 
 
+def test_a_machine_that_is_too_small_is_on_record(monkeypatch, results):
+    def begin(*args):
+        raise full_scale.jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 30 GB\nmore")
+
+    monkeypatch.setattr(full_scale, "begin", begin)
+    args = ["large_batch", "--begin", "digits"]
+    assert command.main(args) == errors.EXIT_FINISHED
+    text = page.to_markdown(keeping.blocks_of(STUDIES["large_batch"]))
+    assert "batch 4096: RESOURCE\\_EXHAUSTED: 30 GB | 0 | - | - |" in text
+
+
 @pytest.mark.parametrize("one", STUDIES.values(), ids=list(STUDIES))
 def test_full_scale_commands_are_right(one, monkeypatch):
     """They are read as the command reads them: every option, every name."""

@@ -47,7 +47,8 @@ def draw_accuracies(
     # From the bottom, so in the end the reverse of the table, ties included.
     rows.sort(key=lambda row: -row[0].accuracy.mean)
     rows.reverse()
-    height = 0.75 + 0.27 * len(rows)
+    narrow = width < _WIDTH
+    height = 0.75 + (0.36 if narrow else 0.27) * len(rows)
     with _canvas(stem, height=height, width=width) as (_, [axis]):
         for y, (setting, _, figure) in enumerate(rows):
             sample = setting.accuracy
@@ -62,7 +63,8 @@ def draw_accuracies(
             if figure:
                 std, y = figure.std, y - 0.28
                 axis.errorbar(figure.mean, y, xerr=std, fmt="D", color=VERMILION, ms=4)
-        axis.set_yticks(range(len(rows)), [label for _, label, _ in rows])
+        names = [textwrap.fill(label, 22 if narrow else 88) for _, label, _ in rows]
+        axis.set_yticks(range(len(rows)), names, fontsize=8 if narrow else None)
         axis.set(xlabel="test accuracy (%)", ylim=(-0.7, len(rows) - 0.3))
         axis.grid()
         _accuracy_legend(axis, any(figure for _, _, figure in rows))
@@ -125,8 +127,9 @@ def draw_findings(
         axis.axvline(0, color="black", lw=0.8)
         names = [_shortened(f.claim) + f"\n{f.verdict}" for f, _ in judged]
         axis.set_yticks(range(len(judged)), names, fontsize=8)
+        between = "\n" if width < _WIDTH else " "
         axis.set(
-            xlabel="difference of means (points), 95 % interval",
+            xlabel=f"difference of means (points),{between}95 % interval",
             ylim=(-0.6, len(judged) - 0.4),
         )
         axis.grid(axis="x")

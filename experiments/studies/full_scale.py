@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import tyro
 
 from experiments import reproduce
@@ -96,6 +97,23 @@ def begin(options: str, dataset: str, steps: int, clock: Clock) -> dict[str, Any
     }
 
 
+def _failed(options: str, dataset: str, error: Exception) -> dict[str, Any]:
+    """The record of a command that this machine is too small for."""
+    config = first_run(options, dataset)
+    return {
+        "options": options,
+        "dataset": dataset_title(dataset),
+        "model": config.model,
+        "optimizer": config.optimizer,
+        "batch_size": config.batch_size,
+        "steps": 0,
+        "failed": str(error).splitlines()[0],
+        "date": str(datetime.datetime.now(datetime.UTC).date()),
+        "machine": machine(),
+        "versions": versions(),
+    }
+
+
 def _facts(config: Config, trainer: Trainer) -> dict[str, Any]:
     """What was begun, how far it came, and where."""
     return {
@@ -121,7 +139,10 @@ def begin_all(
     for options in commands:
         if options not in done or done[options]["steps"] < steps:
             say(f"begins: {command(options)}")
-            done[options] = begin(options, dataset, steps, clock)
+            try:
+                done[options] = begin(options, dataset, steps, clock)
+            except jax.errors.JaxRuntimeError as error:  # no memory, in the main
+                done[options] = _failed(options, dataset, error)
             kept = [done[known] for known in commands if known in done]
             save_json(folder / FILE, kept)
         say(_line(done[options]))
@@ -183,9 +204,13 @@ def blocks(commands: Sequence[str], begun: Sequence[Mapping[str, Any]]) -> list[
 
 def _row(record: Mapping[str, Any]) -> list[str]:
     where = record["machine"]
+    place = f"{record['dataset']}, {record['date']}, {where['cpu']}"
+    place += f", {where['cores']} cores"
+    if "failed" in record:
+        what = f"{record['model']}, {record['optimizer']}, batch {record['batch_size']}"
+        return [place, f"{what}: {record['failed']}", "0", "-", "-"]
     return [
-        f"{record['dataset']}, {record['date']}, {where['cpu']}, {where['cores']}"
-        " cores",
+        place,
         f"{record['model']} ({record['weights']:,} weights), {record['optimizer']},"
         f" batch {record['batch_size']}",
         f"{record['steps']} of {record['steps_in_full']:,}",
@@ -195,6 +220,8 @@ def _row(record: Mapping[str, Any]) -> list[str]:
 
 
 def _line(record: Mapping[str, Any]) -> str:
+    if "failed" in record:
+        return f"failed: {record['failed']}"
     return (
         f"{record['model']}, {record['optimizer']}, {record['dataset']}:"
         f" {record['steps']} of {record['steps_in_full']:,} steps, loss"
