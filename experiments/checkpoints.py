@@ -3,25 +3,43 @@
 A checkpoint is a tree of arrays and a record, which is JSON. The record has a digest of
 every array: a file system that returned other bytes than it was given is found out.
 At least two are kept, so that there is one to fall back on.
+
+Several processes write one together, each what is on its own devices, and share what is
+on all. Any number of processes, with any mesh, reads it back: each what it needs.
 """
 
-import hashlib
-import json
 import logging
-import re
 import shutil
-import sys
 import time
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from experiments.distributed import is_primary, several
+from experiments.digests import (
+    by_path,
+    digest,
+    first_difference,
+    is_old,
+    is_shared,
+    sha256_of_json,
+    table_of,
+)
+from experiments.distributed import agree, is_primary, several
 from experiments.errors import UsageError
+from experiments.orbax_io import (
+    abstract,
+    nested,
+    open_reader,
+    open_writer,
+    orbax,
+    reason,
+)
+
+__all__ = ["CheckpointError", "Checkpoints", "digest"]
 
 _KEEP = 2
 
@@ -35,39 +53,47 @@ class Checkpoints:
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
-        self._manager: Any = None
+        self._writer: Any = None
+        self._reader: Any = None  # the writer, where there is one process
         self._writing: int | None = None  # the step that Orbax may still be at
 
     def steps(self) -> list[int]:
         """The steps of the complete checkpoints, from old to new."""
-        return sorted(self._open().all_steps()) if self.path.is_dir() else []
+        if not self.path.is_dir():
+            return []
+        reader = self._open_reader()
+        if several():
+            reader.reload()  # the first process takes old ones away
+        return sorted(reader.all_steps())
 
     def save(self, step: int, arrays: Any, record: Mapping[str, Any]) -> None:
         """Begins to write a checkpoint; the arrays may change when this returns.
 
-        Does nothing if there already is one of this step.
+        Does nothing if there already is one of this step. Every process calls it; the
+        record is that of the first.
 
         Args:
           step: how far the run is.
-          arrays: a tree of arrays.
+          arrays: a tree of arrays; of those that lie on devices of several processes
+            each writes a part, all others are the same in all.
           record: whatever JSON can hold.
 
         Raises:
           CheckpointError: this one or the one before it could not be written.
         """
         self.wait()
-        if step in self.steps():
+        if agree(int(step in self.steps())):
             return
-        leaves = _host_copy(arrays)
-        sealed = _seal(record, leaves)
+        leaves = _copies(by_path(arrays))
+        sealed = _seal(record, table_of(leaves))
         self._writing = step
-        args = _orbax().args
+        args = orbax().args
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._open().save(
+            self._open_writer().save(
                 step,
                 args=args.Composite(
-                    arrays=args.StandardSave(_nested(leaves)),
+                    arrays=args.StandardSave(nested(leaves)),
                     record=args.JsonSave(sealed),
                 ),
             )
@@ -78,7 +104,7 @@ class Checkpoints:
         """Raises a CheckpointError if the last one is known to have failed."""
         # Not Orbax's check_for_errors: it takes the error away from the thread that
         # would delete the oldest checkpoint if all were well.
-        if self._manager is not None and not self._manager.is_saving_in_progress():
+        if self._writer is not None and not self._writer.is_saving_in_progress():
             self.wait()
 
     def wait(self) -> None:
@@ -86,7 +112,7 @@ class Checkpoints:
         if self._writing is None:
             return
         try:
-            self._manager.wait_until_finished()
+            self._writer.wait_until_finished()
         except Exception as error:
             raise self._failure(error) from None
         self._writing = None
@@ -99,10 +125,12 @@ class Checkpoints:
     ) -> tuple[Any, dict[str, Any]] | None:
         """Reads the newest checkpoint that is not damaged.
 
-        Damaged ones are set aside, under another name, and warned of.
+        Damaged ones are set aside, under another name, and warned of. Every process
+        calls it; what one of them cannot read is damaged for all.
 
         Args:
-          like: a tree of arrays; the restored one has its structure.
+          like: a tree of arrays; the restored one has its structure, and lies on
+            devices of several processes where that one does.
           refuse: called with the record; raises if it is of another run.
           warn: called with a line for each damaged checkpoint.
 
@@ -114,16 +142,25 @@ class Checkpoints:
         """
         steps = self.steps()
         for step in reversed(steps):
+            found, failure = None, None
             try:
-                record = _unsealed(self._read(step, "record"))
-                refuse(record["facts"])
-                leaves = _verified(self._read(step, "arrays"), record["leaves"])
-            except UsageError:
-                raise
+                found = self._read_checked(step, like, refuse)
             except Exception as error:  # Orbax raises whatever its layers raise
-                warn(self._set_aside(step, error))
-            else:
-                return _matched(leaves, like), record["facts"]
+                failure = error
+            refused = isinstance(failure, UsageError)
+            # One that some process cannot read is damaged, else it may be refused.
+            worst = agree(1 if refused else 2 + jax.process_index() if failure else 0)
+            if failure and worst == 1:
+                raise failure
+            if found is not None and worst == 0:
+                leaves, record = found
+                wrong = first_difference(leaves, record["leaves"])
+                if not agree(int(wrong is not None)):
+                    return _in_place(leaves, like), record["facts"]
+                failure = ValueError(f"{wrong or 'it'} is not what was written")
+            elif failure is None or refused:
+                failure = ValueError(f"process {worst - 2} cannot read it")
+            self._set_aside(step, failure, warn)
         if steps:
             raise CheckpointError(
                 f"{self.path}: no checkpoint is left that can be read"
@@ -148,169 +185,131 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for what is being written, and lets go; errors are no longer told."""
-        if self._manager is not None:
+        for manager in {id(m): m for m in (self._writer, self._reader) if m}.values():
             try:
-                self._manager.close()
+                manager.close()
             except Exception:
                 logging.getLogger(__name__).debug("after an error", exc_info=True)
-            self._manager = None
+        self._writer = self._reader = None
 
-    def _open(self) -> Any:
-        if self._manager is None:
-            orbax = _orbax()
-            options = orbax.CheckpointManagerOptions(
-                max_to_keep=_KEEP,
-                create=not several(),  # Orbax asks for it; the folder is there
-                cleanup_tmp_directories=is_primary(),  # of a run that was killed
-                multiprocessing_options=_alone(orbax),
-            )
-            self._manager = orbax.CheckpointManager(self.path, options=options)
-        return self._manager
+    def _open_writer(self) -> Any:
+        if self._writer is None:
+            self._writer = open_writer(self.path, _KEEP)
+        return self._writer
 
-    def _read(self, step: int, item: str) -> Any:
-        args = _orbax().args
-        how = {"record": args.JsonRestore(), "arrays": args.StandardRestore()}
-        return self._open().restore(step, args=args.Composite(**{item: how[item]}))[
-            item
-        ]
+    def _open_reader(self) -> Any:
+        if self._reader is None:
+            alone = not several()
+            self._reader = self._open_writer() if alone else open_reader(self.path)
+        return self._reader
+
+    def _read_checked(
+        self, step: int, like: Any, refuse: Callable[[Mapping[str, Any]], None]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Arrays by their paths, not yet held against their digests, and the record."""
+        record = _unsealed(self._read(step, "record", None))
+        refuse(record["facts"])
+        wanted, table = by_path(like), record["leaves"]
+        _check_same_arrays(wanted, table)
+        # Each what it needs; of an old one all, as its digests are of whole arrays.
+        item = abstract(wanted, whole=is_old(table))
+        leaves = by_path(self._read(step, "arrays", nested(item)))
+        for path, (dtype, shape, _) in table.items():
+            leaf = leaves.get(path)
+            if leaf is None or [str(leaf.dtype), list(leaf.shape)] != [dtype, shape]:
+                raise ValueError(f"{path} is not what was written")
+        return {path: leaves[path] for path in wanted}, record
+
+    def _read(self, step: int, item: str, like: Any) -> Any:
+        args = orbax().args
+        how = args.JsonRestore() if item == "record" else args.StandardRestore(like)
+        found = self._open_reader().restore(step, args=args.Composite(**{item: how}))
+        return found[item]
 
     def _failure(self, error: Exception) -> CheckpointError:
         """Clears away what was half-written, and says what is left."""
         step, self._writing = self._writing, None
         self.close()
-        for unfinished in self.path.glob("*.orbax-checkpoint-tmp"):
-            shutil.rmtree(unfinished, ignore_errors=True)
+        if is_primary():
+            for unfinished in self.path.glob("*.orbax-checkpoint-tmp"):
+                shutil.rmtree(unfinished, ignore_errors=True)
         good = [s for s in self.steps() if s != step]
         kept = f"the last good one, of step {good[-1]}, is kept" if good else "none yet"
         return CheckpointError(
             f"{self.path}: the checkpoint of step {step} could not be written:"
-            f" {_reason(error)}; {kept}"
+            f" {reason(error)}; {kept}"
         )
 
-    def _set_aside(self, step: int, error: Exception) -> str:
+    def _set_aside(
+        self, step: int, error: Exception, warn: Callable[[str], None]
+    ) -> None:
         damaged = self.path / str(step)
         aside = self.path / f"damaged-{step}"
-        shutil.rmtree(aside, ignore_errors=True)
-        damaged.rename(aside)
-        self._open().reload()
-        return f"{damaged}: damaged, set aside as {aside.name}: {_reason(error)}"
+        if is_primary():
+            shutil.rmtree(aside, ignore_errors=True)
+            damaged.rename(aside)
+        agree(0)  # the others wait until that is done
+        self._open_reader().reload()
+        warn(f"{damaged}: damaged, set aside as {aside.name}: {reason(error)}")
 
 
-def digest(tree: Any) -> str:
-    """SHA-256 over the paths, shapes, types and bits of the arrays in a tree."""
-    sealed = _seal({}, _host_copy(tree))
-    return sealed["digest"]
-
-
-@cache
-def _orbax() -> Any:
-    """Orbax, imported when it is needed, and silent: what fails is told by us."""
-    import orbax.checkpoint
-
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
-    # Nor what asyncio says of the other leaves when one could not be written.
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    told = sys.unraisablehook
-
-    def hook(unraisable: Any) -> None:
-        # Reads of a damaged checkpoint that come back after the first has failed.
-        if str(unraisable.exc_value) != "Event loop is closed":
-            told(unraisable)
-
-    sys.unraisablehook = hook
-    return orbax.checkpoint
-
-
-def _alone(orbax: Any) -> Any:
-    """Of several processes each reads for itself, and one writes what all have."""
-    here = jax.process_index()
-    if not several():
-        return orbax.options.MultiprocessingOptions()
-    return orbax.options.MultiprocessingOptions(
-        primary_host=here,
-        active_processes={here},
-        barrier_sync_key_prefix=f"process{here}",
-    )
-
-
-def _host_copy(tree: Any) -> dict[str, np.ndarray]:
-    """The arrays by their paths, in memory of their own."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {_path(path): np.array(leaf) for path, leaf in leaves}
-
-
-def _path(path: jax.tree_util.KeyPath) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def _nested(leaves: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Dicts within dicts, which is what Orbax reads back without being told more."""
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        *folders, name = path.split("/")
-        place = tree
-        for folder in folders:
-            place = place.setdefault(folder, {})
-        place[name] = leaf
-    return tree
-
-
-def _seal(facts: Mapping[str, Any], leaves: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The record of a checkpoint, with digests of the arrays and of itself."""
-    table = {
-        path: [str(leaf.dtype), list(leaf.shape), _sha256(leaf.tobytes())]
+def _copies(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays in memory of their own; those of several processes on the devices."""
+    shared = {path: leaf for path, leaf in leaves.items() if is_shared(leaf)}
+    if jax.default_backend() == "cpu":
+        # Orbax would look at the devices' own memory, which the next step reuses.
+        shared = _copy_on_device(shared)
+    return {
+        path: shared[path] if path in shared else np.array(leaf)
         for path, leaf in leaves.items()
     }
+
+
+@jax.jit
+def _copy_on_device(tree: Any) -> Any:
+    return jax.tree.map(jnp.copy, tree)
+
+
+def _seal(facts: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a checkpoint, with digests of the arrays and of itself."""
     record = {"facts": dict(facts), "leaves": table}
-    return {**record, "digest": _sha256_of_json(record)}
+    return {**record, "digest": sha256_of_json(record)}
 
 
 def _unsealed(sealed: Any) -> dict[str, Any]:
     """The record without its digest; a ValueError if it is not as written."""
     record = {"facts": sealed["facts"], "leaves": sealed["leaves"]}
-    if sealed["digest"] != _sha256_of_json(record):
+    if sealed["digest"] != sha256_of_json(record):
         raise ValueError("the record is not what was written")
     return record
 
 
-def _verified(nested: Any, table: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The arrays by their paths; a ValueError if one is not as written."""
-    leaves = _host_copy(nested)
-    for path, (_, _, written) in table.items():
-        if path not in leaves or _sha256(leaves[path].tobytes()) != written:
-            raise ValueError(f"{path} is not what was written")
-    return leaves
-
-
-def _matched(leaves: Mapping[str, np.ndarray], like: Any) -> Any:
-    """The arrays in the structure of ``like``.
-
-    Raises:
-      UsageError: ``like`` has other arrays: the program has changed since.
-    """
-    known, structure = jax.tree_util.tree_flatten_with_path(like)
-    wanted = {_path(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in known}
-    found = {path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves.items()}
-    for path in [*wanted, *found]:
-        here, there = wanted.get(path, "nothing"), found.get(path, "nothing")
-        if here != there:
+def _check_same_arrays(
+    wanted: Mapping[str, Any], table: Mapping[str, Sequence[Any]]
+) -> None:
+    """Raises a UsageError unless a checkpoint has these arrays: the program changed."""
+    here = {path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in wanted.items()}
+    there = {path: f"{dtype}{shape}" for path, (dtype, shape, _) in table.items()}
+    for path in [*here, *there]:
+        mine, theirs = here.get(path, "nothing"), there.get(path, "nothing")
+        if mine != theirs:
             raise UsageError(
-                f"--resume: {path} is {here} here and {there} in the checkpoint; has"
+                f"--resume: {path} is {mine} here and {theirs} in the checkpoint; has"
                 " the program changed?"
             )
-    return jax.tree_util.tree_unflatten(structure, [leaves[path] for path in wanted])
 
 
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+def _in_place(leaves: Mapping[str, Any], like: Any) -> Any:
+    """The arrays in the structure of ``like``, and on its devices."""
 
+    def put(path: str, there: Any) -> Any:
+        leaf = leaves[path]
+        if not is_shared(there) or is_shared(leaf):
+            return leaf
+        return jax.make_array_from_callback(
+            leaf.shape, there.sharding, lambda index: leaf[index]
+        )
 
-def _sha256_of_json(record: Mapping[str, Any]) -> str:
-    return _sha256(json.dumps(record, sort_keys=True).encode())
-
-
-def _reason(error: Exception) -> str:
-    """The part of an error that a user can act on; Orbax and its layers say much."""
-    text = str(error) or type(error).__name__
-    system = re.search(r"([^:\n]+) \[os_error_code", text)
-    return system[1].strip() if system else text.splitlines()[0]
+    return jax.tree.unflatten(
+        jax.tree.structure(like), [put(*item) for item in by_path(like).items()]
+    )

@@ -30,7 +30,12 @@ _HYPERPARAMETERS = [field.name for field in dataclasses.fields(Hyperparameters)]
 _OF_THE_OPTIMIZER = (*_HYPERPARAMETERS, "sgd_milestones")
 
 # Options that earlier versions did not write, and what they did.
-ADDED_LATER = {"monitor": False, "accumulate": 1, "skip_nonfinite": 0}
+ADDED_LATER = {
+    "monitor": False,
+    "accumulate": 1,
+    "skip_nonfinite": 0,
+    "batch_norm": "global",
+}
 
 _Rule = tuple[str, Callable[[Any], bool]]
 _AT_LEAST_ZERO: _Rule = ("a finite number >= 0", lambda x: 0 <= x < math.inf)

@@ -5,8 +5,9 @@ writes the run folder and speaks; the others only read. What depends on a clock 
 signal, as to stop or to save, has to be agreed on before anyone does it.
 """
 
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -18,6 +19,8 @@ T = TypeVar("T")
 _MEETING_SECONDS = 300
 _SILENCE_SECONDS = 30
 """A process that was not heard of for so long is taken for lost."""
+_FAREWELL_SECONDS = 120
+"""So long one waits for the others at its end; the first still draws figures."""
 
 
 class LostProcessError(Exception):
@@ -63,8 +66,10 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
             None if coordinator == "auto" else coordinator,
             processes,
             process,
+            local_device_ids=_gpus_of_the_machine() if coordinator == "auto" else None,
             initialization_timeout=_MEETING_SECONDS,
             heartbeat_timeout_seconds=_SILENCE_SECONDS,
+            shutdown_timeout_seconds=_FAREWELL_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
@@ -73,6 +78,19 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
         raise LostProcessError(
             f"the processes did not meet at {coordinator}: {reason}"
         ) from None
+
+
+def _gpus_of_the_machine() -> list[int] | None:
+    """The GPUs of a process that SLURM has started alone on its machine.
+
+    JAX would give it the first alone, as if there were a process for each.
+    """
+    tasks, machines, gpus = (
+        os.environ.get(f"SLURM_{name}") for name in ("NTASKS", "NNODES", "GPUS_ON_NODE")
+    )
+    if tasks is None or tasks != machines or gpus is None or not gpus.isdecimal():
+        return None
+    return list(range(int(gpus)))
 
 
 def several() -> bool:
@@ -94,23 +112,19 @@ def agree(number: int) -> int:
     return int(np.max(multihost_utils.process_allgather(np.int32(number))))
 
 
-def primary_first(work: Callable[[], T]) -> T:
-    """Every process does the work, the others after the primary.
+def add_up(numbers: Sequence[int]) -> list[int]:
+    """The sums, over the processes, of the numbers that they call this with.
 
-    Raises:
-      LostProcessError: in the others, where the primary's work failed.
+    Each is from 0 to 2^64 - 1, and so is the sum: what is above is left out.
     """
-    if not several():
-        return work()
-    found, failure = None, None
-    if is_primary():
-        try:
-            found = work()
-        except Exception as error:
-            failure = error
-    if agree(int(failure is not None)):
-        raise failure or LostProcessError("the first process could not go on")
-    return found if is_primary() else work()  # type: ignore[return-value]
+    if not several() or not numbers:
+        return list(numbers)
+    from jax.experimental import multihost_utils
+
+    # In halves, as JAX has no wide integers unless it is told to.
+    halves = np.array(numbers, np.uint64).view(np.uint32)
+    found = np.asarray(multihost_utils.process_allgather(halves))
+    return np.ascontiguousarray(found).view(np.uint64).sum(0, np.uint64).tolist()
 
 
 def to_host(tree: Any) -> Any:
@@ -131,8 +145,6 @@ def to_host(tree: Any) -> Any:
 
 def leave_the_lost(error: Exception) -> None:
     """Ends this process now: the others would never answer its farewell."""
-    import os
-
     reason = str(error).partition("\n")[0]
     print(
         f"error: process {jax.process_index()}: another process has ended or cannot be"
@@ -140,5 +152,15 @@ def leave_the_lost(error: Exception) -> None:
         file=sys.stderr,
         flush=True,
     )
-    sys.stdout.flush()
-    os._exit(EXIT_FAILED)
+    leave()
+
+
+def leave() -> None:
+    """Where there are others, ends this process now, so that they do not wait for it.
+
+    They notice, and end as well.
+    """
+    if several():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(EXIT_FAILED)

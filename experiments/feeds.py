@@ -1,4 +1,8 @@
-"""Where the batches of a run come from: arrays on the device, or a stream."""
+"""Where the batches of a run come from: arrays on the device, or a stream.
+
+On several devices each has its own rows of every batch and no others, and a process
+reads, decodes and hands over only what is for its own devices.
+"""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
@@ -49,7 +53,7 @@ class Arrays(NamedTuple):
 
 
 class ResidentFeed:
-    """All images on the device, picked and augmented there.
+    """All images on one device, picked and augmented there.
 
     The images of a step are a function of the seed, the epoch and the step alone.
     """
@@ -61,13 +65,11 @@ class ResidentFeed:
         seed: int,
         key: jax.Array,
         augment: Augment | None,
-        layout: Layout | None = None,
     ) -> None:
         self._count, self._batch_size, self._seed = len(split), batch_size, seed
         self._augment = augment
-        self._share = (layout or Layout.alone()).share
-        images, labels = self._share((split.images, split.labels))
-        self._arrays = Arrays(images, labels, self._order(1), self._share(key))
+        images, labels = jax.device_put((split.images, split.labels))
+        self._arrays = Arrays(images, labels, self._order(1), jax.device_put(key))
 
     def pick(self, source: Arrays, step: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The images of a step, augmented."""
@@ -92,13 +94,91 @@ class ResidentFeed:
 
     def restart(self, key: jax.Array) -> None:
         """Takes the key for the augmentation."""
-        self._arrays = self._arrays._replace(key=self._share(key))
+        self._arrays = self._arrays._replace(key=jax.device_put(key))
 
     def _order(self, epoch: int) -> jax.Array:
-        shuffle = np.random.default_rng((self._seed, epoch))
-        order = shuffle.permutation(self._count).astype(np.int32)
-        steps = self._count // self._batch_size
-        return self._share(order[: steps * self._batch_size].reshape(steps, -1))
+        order = order_of_epoch(self._count, self._batch_size, self._seed, epoch)
+        return jax.device_put(order)
+
+
+def order_of_epoch(count: int, batch_size: int, seed: int, epoch: int) -> np.ndarray:
+    """The indices of the images, (step, batch), int32; what fills no batch is left."""
+    order = np.random.default_rng((seed, epoch)).permutation(count).astype(np.int32)
+    steps = count // batch_size
+    return order[: steps * batch_size].reshape(steps, -1)
+
+
+class EpochArrays(NamedTuple):
+    """The source of a :class:`SpreadFeed`: an epoch, in its order.
+
+    The second axis is split over the devices.
+    """
+
+    images: jax.Array  # shape=(steps, batch, height, width, channel), dtype=uint8
+    labels: jax.Array  # shape=(steps, batch), dtype=int32
+    key: jax.Array  # for the augmentation; the step is folded in
+
+
+class SpreadFeed:
+    """As :class:`ResidentFeed`, for several devices: each has only what it needs.
+
+    At the start of an epoch every process picks, of the images in its memory, those
+    for its own devices. The batches are the same on any number of them.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        batch_size: int,
+        seed: int,
+        key: jax.Array,
+        augment: Augment | None,
+        layout: Layout,
+    ) -> None:
+        self._split, self._batch_size, self._seed = split, batch_size, seed
+        self._augment, self._layout = augment, layout
+        self._key = layout.share(key)
+        self._arrays: EpochArrays | None = None
+        self._epoch = 0
+
+    def pick(self, source: EpochArrays, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The images of a step, augmented."""
+        place = step % len(source.labels)
+        images, labels = map(
+            self._layout.batch, (source.images[place], source.labels[place])
+        )
+        if self._augment is not None:
+            images = self._augment(jax.random.fold_in(source.key, step), images)
+        return images, labels
+
+    def example(self) -> EpochArrays:
+        """The arrays of the first epoch."""
+        self.begin(1, 0)
+        return self.source()
+
+    def begin(self, epoch: int, step: int) -> None:
+        """Picks the images of the epoch, unless they are there already."""
+        del step
+        if self._arrays is not None and self._epoch == epoch:
+            return
+        self._arrays, self._epoch = None, epoch  # frees its memory first
+        size, count = self._batch_size, len(self._split)
+        order = order_of_epoch(count, size, self._seed, epoch)
+        mine = order[:, self._layout.rows(size)]
+        rows = self._split.images[mine], self._split.labels[mine]
+        images, labels = self._layout.spread(rows, size, 1)
+        self._arrays = EpochArrays(images, labels, self._key)
+
+    def source(self) -> EpochArrays:
+        """The arrays, the same for all steps of an epoch."""
+        assert self._arrays is not None  # begin() comes first
+        return self._arrays
+
+    def restart(self, key: jax.Array) -> None:
+        """Takes the key for the augmentation."""
+        self._key = self._layout.share(key)
+        if self._arrays is not None:
+            self._arrays = self._arrays._replace(key=self._key)
 
 
 class StreamFeed:
@@ -113,7 +193,7 @@ class StreamFeed:
         augment: bool,
         layout: Layout | None = None,
     ) -> None:
-        self._share = (layout or Layout.alone()).share
+        self._layout = layout or Layout.alone()
         self._stream, self._batch_size, self._seed = stream, batch_size, seed
         self._last_step, self._augment = last_step, augment
         self._batches: Iterator[Batch] | None = None
@@ -130,10 +210,8 @@ class StreamFeed:
         """The shapes of a batch."""
         size = self._stream.size
         shape = (self._batch_size, size, size, 3)
-        return (
-            jax.ShapeDtypeStruct(shape, jnp.uint8),
-            jax.ShapeDtypeStruct(shape[:1], jnp.int32),
-        )
+        make = self._layout.shape
+        return make(shape, jnp.uint8), make(shape[:1], jnp.int32)
 
     def begin(self, epoch: int, step: int) -> None:
         """Goes on reading; starts the workers where it did not read up to ``step``."""
@@ -146,13 +224,14 @@ class StreamFeed:
                 start=step,
                 stop=self._last_step,
                 augment=self._augment,
+                rows=self._layout.rows(self._batch_size),
             )
 
     def source(self) -> Any:
         """The batch of the next step, on its way to the device."""
         assert self._batches is not None  # begin() comes first
         self._at += 1
-        return self._share(next(self._batches))
+        return self._layout.spread(next(self._batches), self._batch_size)
 
     def restart(self, key: jax.Array) -> None:
         """Nothing: augmentation is decided by the seed and the step."""
@@ -161,28 +240,30 @@ class StreamFeed:
 class EvaluationBatches:
     """All images of a split in batches of one size; what fills the last has weight 0.
 
-    Those of an array stay on the device; those of a stream are read each time.
+    Those of an array stay on the devices; those of a stream are read each time.
     """
 
     def __init__(
         self, split: Split | Stream, size: int, layout: Layout | None = None
     ) -> None:
-        self._share = (layout or Layout.alone()).share
+        """Takes a split, and the images of a batch, which the devices share evenly."""
+        self._layout = layout or Layout.alone()
         self._split, self._size = split, size
+        self._rows = self._layout.rows(size)
         self._resident: list[tuple[jax.Array, ...]] | None = None
         if isinstance(split, Split):
-            self._resident = list(self._padded(_slices(split, self._size)))
+            self._resident = list(self._padded(self._slices(split)))
 
     def example(self) -> Any:
         """A batch, or its shapes, to compile for."""
         if self._resident is not None:
             return self._resident[0]
         assert isinstance(self._split, Stream)
-        count, size = self._size, self._split.size
+        count, size, make = self._size, self._split.size, self._layout.shape
         return (
-            jax.ShapeDtypeStruct((count, size, size, 3), jnp.uint8),
-            jax.ShapeDtypeStruct((count,), jnp.int32),
-            jax.ShapeDtypeStruct((count,), jnp.float32),
+            make((count, size, size, 3), jnp.uint8),
+            make((count,), jnp.int32),
+            make((count,), jnp.float32),
         )
 
     def __len__(self) -> int:
@@ -194,22 +275,22 @@ class EvaluationBatches:
         if self._resident is not None:
             return iter(self._resident)
         assert isinstance(self._split, Stream)
-        return self._padded(self._split.test_batches(self._size))
+        batches = self._split.test_batches(self._size, rows=self._rows)
+        return self._padded(batches)
 
     def _padded(self, batches: Iterator[Batch]) -> Iterator[tuple[jax.Array, ...]]:
-        for images, labels in batches:
-            missing = self._size - len(labels)
-            weights = np.arange(self._size) < len(labels)
-            yield self._share(
-                (
-                    np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))),
-                    np.pad(labels, (0, missing)),
-                    weights.astype(np.float32),
-                )
+        for images, labels in batches:  # the rows of this process that there are
+            missing = len(self._rows) - len(labels)
+            weights = np.arange(len(self._rows)) < len(labels)
+            padded = (
+                np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))),
+                np.pad(labels, (0, missing)),
+                weights.astype(np.float32),
             )
+            yield self._layout.spread(padded, self._size)
 
-
-def _slices(split: Split, size: int) -> Iterator[Batch]:
-    for start in range(0, len(split), size):
-        stop = start + size
-        yield split.images[start:stop], split.labels[start:stop]
+    def _slices(self, split: Split) -> Iterator[Batch]:
+        for start in range(0, len(split), self._size):
+            rows = start + self._rows
+            rows = rows[rows < len(split)]
+            yield split.images[rows], split.labels[rows]

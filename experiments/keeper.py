@@ -6,7 +6,7 @@ from typing import Any
 
 from experiments.checkpoints import Checkpoints
 from experiments.config import Config, first_difference, to_json
-from experiments.distributed import agree, is_primary, primary_first
+from experiments.distributed import agree
 from experiments.errors import UsageError
 from experiments.optimizers import flag
 from experiments.periods import parse_period
@@ -48,11 +48,7 @@ class Keeper:
             return False
         self._folder.lock()
         arrays, _ = self._trainer.snapshot()
-
-        def restore() -> Any:
-            return self._checkpoints.restore(arrays, self._refuse, warn=self._warn)
-
-        found = primary_first(restore)
+        found = self._checkpoints.restore(arrays, self._refuse, self._warn)
         if found is None:
             return False
         arrays, facts = found
@@ -65,8 +61,6 @@ class Keeper:
     def prepare_for_the_limit(self) -> None:
         """Measures how long saving takes, so that a time limit leaves room for it."""
         arrays, _ = self._trainer.snapshot()
-        if not is_primary():
-            return
         # One may have to wait for another, and a busy disk is slower.
         self._stop.reserve += 3 * self._checkpoints.seconds_to_save(arrays)
 
@@ -108,8 +102,7 @@ class Keeper:
             "lines": self.lines,
             "resumed_at": self.resumed_at,
         }
-        if is_primary():
-            self._checkpoints.save(self._trainer.step, arrays, facts)
+        self._checkpoints.save(self._trainer.step, arrays, facts)
         self._saved_at = time.monotonic()
         self.seconds += self._saved_at - began
 

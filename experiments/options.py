@@ -150,6 +150,10 @@ class Config:
     accumulate: int = 1
     """Split each batch into so many parts, average their gradients, and take one step:
     less memory. Batch norm normalizes a part at a time."""
+    batch_norm: Literal["global", "local"] = "global"
+    """On several devices: normalize by the whole batch, the same as on one device, or
+    each by its own images, and say nothing to the others. A run that resumes on another
+    number of devices keeps the number it began with."""
     skip_nonfinite: int = 0
     """Leave out steps whose gradient is not finite, at most so many in a row."""
     mesh: Mesh = None

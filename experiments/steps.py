@@ -70,20 +70,29 @@ class Tally(NamedTuple):
         return Means(float(self.loss) / batches, int(self.correct) / images, batches)
 
 
-def init_state(
-    model: Callable[..., nnx.Module],
-    make_optimizer: Build,
-    key: jax.Array,
-) -> tuple[nnx.GraphDef, optax.GradientTransformation, TrainState]:
-    """Makes the model, the optimizer and the state before the first step.
+class Plan(NamedTuple):
+    """A model and its optimizer, before there are arrays.
+
+    Attributes:
+      graph: of the model, without arrays.
+      optimizer: what turns gradients into updates.
+      init: from a random key to the state before the first step.
+    """
+
+    graph: nnx.GraphDef
+    optimizer: optax.GradientTransformation
+    init: Callable[[jax.Array], TrainState]
+
+
+def plan(
+    model: Callable[..., nnx.Module], make_optimizer: Build, key: jax.Array
+) -> Plan:
+    """Traces the model for its shapes, and makes the optimizer from them.
 
     Args:
       model: constructor, called with ``rngs``.
       make_optimizer: called with the parameters' shapes.
-      key: decides the initial weights.
-
-    Returns:
-      The model's graph, without arrays; the optimizer; the state.
+      key: of the kind that decides the initial weights.
     """
 
     def split(key: jax.Array) -> tuple[nnx.GraphDef, Any, Any]:
@@ -99,6 +108,25 @@ def init_state(
             jnp.zeros([], jnp.int32), params, stats, optimizer.init(params)
         )
 
+    return Plan(graph, optimizer, init)
+
+
+def init_state(
+    model: Callable[..., nnx.Module],
+    make_optimizer: Build,
+    key: jax.Array,
+) -> tuple[nnx.GraphDef, optax.GradientTransformation, TrainState]:
+    """Makes the model, the optimizer and the state before the first step.
+
+    Args:
+      model: constructor, called with ``rngs``.
+      make_optimizer: called with the parameters' shapes.
+      key: decides the initial weights.
+
+    Returns:
+      The model's graph, without arrays; the optimizer; the state.
+    """
+    graph, optimizer, init = plan(model, make_optimizer, key)
     # It runs once: compiling it fast matters more than its speed.
     compiled = compile_ahead(init, key, options={"xla_backend_optimization_level": 0})
     return graph, optimizer, compiled(key)

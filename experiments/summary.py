@@ -4,9 +4,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.checkpoints import digest
 from experiments.config import Config
-from experiments.distributed import to_host
+from experiments.digests import digest
 from experiments.keeper import Keeper
 from experiments.trainer import Trainer
 
@@ -57,7 +56,7 @@ def summarize(
     return {
         **summary,
         "resumed_at_steps": keeper.resumed_at,
-        "state_sha256": digest(to_host(trainer.state)),
+        "state_sha256": digest(trainer.state),
         "timing": {
             "seconds": time.monotonic() - began,
             "compile_seconds": trainer.compile_seconds,

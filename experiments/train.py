@@ -26,6 +26,7 @@ from experiments.distributed import (
     LostProcessError,
     is_primary,
     join,
+    leave,
     leave_the_lost,
     several,
 )
@@ -33,7 +34,7 @@ from experiments.inspect import label_differences
 from experiments.keeper import Keeper, how_it_ended
 from experiments.plots import plot_learning_curves
 from experiments.progress import ProgressDisplay, say
-from experiments.runs import CURVES, SPHERES_FIGURE, RunFolder
+from experiments.runs import CONFIG, CURVES, SPHERES_FIGURE, RunFolder
 from experiments.spheres import SPHERES, plot_spheres
 from experiments.stopping import (
     INTERRUPTED,
@@ -81,6 +82,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return errors.EXIT_USAGE
     except (OSError, CheckpointError) as error:
         say(f"error: {error}", stderr=True)
+        leave()
         return errors.EXIT_FAILED
     except StoppedRun as stopped:
         say(f"{stopped.reason} before the first step", stderr=True)
@@ -113,7 +115,7 @@ def train(config: Config, stop: StopRequest, began: float) -> int:
         dataset = load(config)
         if config.check_labels and (wrong := label_differences(config, dataset)):
             say(f"warning: --check-labels: {wrong}", stderr=True)
-        trainer = Trainer(config, dataset)
+        trainer = Trainer(config, dataset, parts_of(folder, config))
         keeper = Keeper(config, folder, trainer, stop)
         if not (config.resume and keeper.take_up()):
             folder.begin(
@@ -121,6 +123,7 @@ def train(config: Config, stop: StopRequest, began: float) -> int:
                 sources=config.sources,
                 parameters=trainer.parameter_count(),
                 images=trainer.images,
+                batch_norm_parts=trainer.batch_norm_parts,
             )
         if config.time_limit:
             keeper.prepare_for_the_limit()
@@ -145,6 +148,27 @@ def train(config: Config, stop: StopRequest, began: float) -> int:
         if message:
             say(f"stopped: {message}", stderr=True)
         return _EXIT_CODES[status]
+
+
+def parts_of(folder: RunFolder, config: Config) -> int | None:
+    """Into how many parts batch norm divides the batches of a run that goes on.
+
+    None for a new run, whose devices decide.
+
+    Raises:
+      UsageError: what ``config.json`` says of it cannot be.
+    """
+    record = folder.read_config() if config.resume else None
+    if record is None or config.batch_norm == "global":
+        return None
+    parts = record.get("batch_norm_parts")
+    images = config.batch_size // config.accumulate
+    if type(parts) is not int or parts < 1 or images % parts:
+        raise errors.UsageError(
+            f"{folder.path / CONFIG}: damaged: batch_norm_parts is {parts!r};"
+            " --overwrite begins the run anew"
+        )
+    return parts
 
 
 def load(config: Config) -> Any:

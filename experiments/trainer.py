@@ -13,11 +13,17 @@ import optax
 import spherical_optax as so
 from experiments.config import Config
 from experiments.data import Dataset, Split, Stream, StreamedDataset, validation_split
-from experiments.distributed import agree, to_host
+from experiments.distributed import agree
 from experiments.errors import UsageError
-from experiments.feeds import EvaluationBatches, Feed, ResidentFeed, StreamFeed
+from experiments.feeds import (
+    EvaluationBatches,
+    Feed,
+    ResidentFeed,
+    SpreadFeed,
+    StreamFeed,
+)
 from experiments.mesh import make_layout
-from experiments.models import MODELS, label_spheres
+from experiments.models import MODELS, label_spheres, normalize_apart
 from experiments.optimizers import make_optimizer
 from experiments.pipeline import Pipeline
 from experiments.schedules import make_schedule
@@ -67,6 +73,8 @@ class Trainer:
       step: steps done.
       epoch: the epoch that was begun last; 0 before the first.
       layout: of images and weights on the devices.
+      batch_norm_parts: parts of a batch that batch norm sees apart from each other;
+        1 with ``--batch-norm global``.
       steps_per_epoch: the last, incomplete batch is left out.
       images: how many there are, by split.
       monitors: whether the optimizer records what it does to spheres.
@@ -77,7 +85,19 @@ class Trainer:
 
     state: TrainState
 
-    def __init__(self, config: Config, dataset: Dataset | StreamedDataset) -> None:
+    def __init__(
+        self,
+        config: Config,
+        dataset: Dataset | StreamedDataset,
+        batch_norm_parts: int | None = None,
+    ) -> None:
+        """Loads and compiles all that training needs.
+
+        Args:
+          config: of the run.
+          dataset: in memory, or a stream.
+          batch_norm_parts: of a run that began on other devices; None for a new one.
+        """
         self._config, self._dataset = config, dataset
         train: Split | Stream = dataset.train
         splits: dict[str, Split | Stream] = {"test": dataset.test}
@@ -96,6 +116,8 @@ class Trainer:
                 f" {config.accumulate}"
             )
         self.layout = make_layout(config.mesh, config.batch_size // config.accumulate)
+        local = config.batch_norm == "local"
+        self.batch_norm_parts = batch_norm_parts or self.layout.devices if local else 1
         self.batch_size = config.batch_size
         self.steps_per_epoch = len(train) // config.batch_size
         self.images = {name: len(s) for name, s in {"train": train, **splits}.items()}
@@ -174,7 +196,7 @@ class Trainer:
         clock = self.pipeline.clock
         clock.pause()
         key = jax.random.key_data(self._key)
-        arrays = to_host({"state": self.state, "tally": self._tally, "key": key})
+        arrays = {"state": self.state, "tally": self._tally, "key": key}
         facts = {
             "step": self.step,
             "epoch": self.epoch,
@@ -240,7 +262,7 @@ class Trainer:
             build_optimizer = skipping(build_optimizer, config.skip_nonfinite)
         graph, optimizer, self.state = init_state(
             partial(
-                MODELS[config.model],
+                normalize_apart(MODELS[config.model], self.batch_norm_parts),
                 channels=len(dataset.mean),
                 num_classes=dataset.num_classes,
                 dtype=jnp.dtype(config.dtype),
@@ -264,7 +286,8 @@ class Trainer:
             step, arguments = repeat_step(step), [*arguments, np.int32(0)]
         self._step = compile_ahead(step, *arguments, donate=0)
         self._finite_leaves = compile_ahead(finite_leaves, self.state.params)
-        size = min(config.eval_batch_size, max(map(len, splits.values())))
+        longest = max(map(len, splits.values()))
+        size = self.layout.shareable(longest, config.eval_batch_size)
         self._evaluation = {
             name: EvaluationBatches(split, size, self.layout)
             for name, split in splits.items()
@@ -283,9 +306,11 @@ class Trainer:
                 train, self.batch_size, config.seed, steps, config.augment, self.layout
             )
         augment = self._dataset.augment if config.augment else None
-        return ResidentFeed(
-            train, self.batch_size, config.seed, self._key, augment, self.layout
-        )
+        if self.layout.devices > 1:
+            return SpreadFeed(
+                train, self.batch_size, config.seed, self._key, augment, self.layout
+            )
+        return ResidentFeed(train, self.batch_size, config.seed, self._key, augment)
 
     def _do(self, source: Any, steps: int) -> None:
         """Hands so many steps to the device, and does not wait for them."""

@@ -130,6 +130,39 @@ def test_the_test_is_in_order_and_complete():
     assert labels(stream(10).test_batches(4, start=1, workers=0))[0] == [4, 5, 6, 7]
 
 
+def test_processes_decode_their_rows_of_the_same_batches(photographs):
+    """Two of them together have what one has, and neither decodes a row too much."""
+    few = photographs.take(np.arange(11))
+    whole = list(few.train_batches(4, seed=3, start=1, stop=5, workers=0))
+    tested = list(few.test_batches(4, workers=0))
+    for rows in (np.array([0, 3]), np.array([1, 2])):
+        decoded = []
+
+        class Counting(Stream):
+            def image(self, index, rng=None):
+                decoded.append(index)  # noqa: B023
+                return super().image(index, rng)
+
+        mine = Counting(**vars(few))
+        parts = mine.train_batches(4, seed=3, start=1, stop=5, rows=rows, workers=0)
+        same(list(parts), [(images[rows], which[rows]) for images, which in whole])
+        assert len(decoded) == 2 * len(whole)
+        there = [rows[rows < len(which)] for _, which in tested]  # the last is short
+        same(
+            list(mine.test_batches(4, rows=rows, workers=0)),
+            [
+                (images[here], which[here])
+                for here, (images, which) in zip(there, tested, strict=True)
+            ],
+        )
+
+
+def test_a_process_may_have_no_row_of_the_last_batch():
+    images, labels = list(stream(5).test_batches(4, rows=np.array([2, 3])))[-1]
+    assert images.shape == (0, 8, 8, 3)
+    assert labels.shape == (0,)
+
+
 def test_validation_split_of_a_stream():
     dataset = StreamedDataset("x", 40, stream(40), stream(40), (0.0,), (1.0,))
     train, validation = validation_split(dataset, seed=3)

@@ -1,24 +1,23 @@
 """Real processes that train one model, over this machine's own network."""
 
-import json
 import signal
-import socket
+import subprocess
 import time
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
-from tiny_training import start, summary_of
+import yaml
+from free_port import free_port
+from tiny_training import numbers, run_here, start, summary_of
 
+from experiments.config import parse
 from experiments.distributed import join
 from experiments.errors import UsageError
 
 OPTIONS = ("--epochs", "3", "--optimizer", "adamsrt", "--checkpoint-every", "1")
-
-
-def free_port():
-    with socket.socket() as place:
-        place.bind(("127.0.0.1", 0))
-        return place.getsockname()[1]
+LAUNCH = Path(__file__).parent.parent / "docs/launch"
 
 
 def start_all(folder, processes, devices, *args):
@@ -35,54 +34,57 @@ def start_all(folder, processes, devices, *args):
     ]
 
 
-def numbers(folder):
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    names = ("train_loss", "test_loss", "train_accuracy", "test_accuracy")
-    return np.array([[line[name] for name in names] for line in lines])
+def slurm(processes):
+    """What all processes of a job under SLURM find in their environment."""
+    return {
+        "SLURM_JOB_ID": "7",
+        "SLURM_STEP_NODELIST": "127.0.0.1",
+        "SLURM_NTASKS": str(processes),
+        "JAX_COORDINATOR_PORT": str(free_port()),
+    }
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """The same run in one process, on one device."""
-    folder = tmp_path_factory.mktemp("distributed") / "alone"
-    process = start(*OPTIONS, "--out", str(folder))
-    _, error = process.communicate(timeout=200)
-    assert process.returncode == 0, error
-    return numbers(folder)
+    return run_here(tmp_path_factory.mktemp("distributed") / "alone", *OPTIONS)
 
 
-@pytest.mark.parametrize(
-    ("processes", "devices", "mesh"), [(2, 2, None), (4, 1, "data=2,fsdp=2")]
-)
-def test_several_processes_are_as_one(alone, tmp_path, processes, devices, mesh):
-    folder = tmp_path / "run"
-    options = ("--mesh", mesh) if mesh else ()
-    running = start_all(folder, processes, devices, *options)
+def test_two_processes_of_two_devices_under_slurm_are_as_one(alone, tmp_path):
+    folder, job = tmp_path / "run", slurm(2)
+    running = [
+        start(
+            *(*OPTIONS, "--out", str(folder), "--coordinator", "auto"),
+            flags="--xla_force_host_platform_device_count=2",
+            environment={**job, "SLURM_PROCID": number, "SLURM_LOCALID": number},
+        )
+        for number in ("0", "1")
+    ]
     told = [process.communicate(timeout=300) for process in running]
-    assert [process.returncode for process in running] == [0] * processes, told
+    assert [process.returncode for process in running] == [0, 0], told
     assert "on 4 devices" in told[0][0]
-    assert all("epoch" not in out for out, _ in told[1:])  # one speaks for all
+    assert "epoch" not in told[1][0]  # one speaks for all
     np.testing.assert_allclose(numbers(folder), alone, rtol=1e-5)
     assert summary_of(folder)["status"] == "finished"
 
 
-def test_when_one_is_killed_the_others_end_and_fewer_go_on(alone, tmp_path):
+def test_when_one_of_four_is_killed_the_others_end_and_one_goes_on(alone, tmp_path):
     folder = tmp_path / "run"
-    first, second = start_all(folder, 2, 1)
-    while "epoch 1/3" not in (line := first.stdout.readline()):
-        assert line, first.stderr.read()
-    second.send_signal(signal.SIGKILL)
+    running = start_all(folder, 4, 1, "--mesh", "data=2,fsdp=2")
+    while not (folder / "checkpoints/22").is_dir():  # of the first epoch
+        assert all(process.poll() is None for process in running)
+        time.sleep(0.05)
+    running[2].send_signal(signal.SIGKILL)
     began = time.monotonic()
-    _, error = first.communicate(timeout=120)
+    told = [process.communicate(timeout=120) for process in running]
     assert time.monotonic() - began < 90
-    assert first.returncode != 0
-    assert "another process has ended" in error or "another task died" in error
-    second.communicate()
-    process = start(*OPTIONS, "--out", str(folder), "--resume")
-    out, error = process.communicate(timeout=200)
-    assert process.returncode == 0, error
-    assert "goes on after" in out
-    np.testing.assert_allclose(numbers(folder), alone, rtol=1e-5)
+    for number in (0, 1, 3):
+        assert running[number].returncode != 0
+        error = told[number][1]
+        assert "another process has ended" in error or "another task died" in error
+    one = run_here(folder, *OPTIONS, "--resume")
+    assert summary_of(folder)["resumed_at_steps"] == [22]
+    np.testing.assert_allclose(one, alone, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -99,3 +101,61 @@ def test_when_one_is_killed_the_others_end_and_fewer_go_on(alone, tmp_path):
 def test_mistakes(options, told):
     with pytest.raises(UsageError, match=told):
         join(*options)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, None),
+        ({"SLURM_NTASKS": "2", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "4"}, 4),
+        ({"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "4"}, None),
+        ({"SLURM_NTASKS": "2", "SLURM_NNODES": "2"}, None),
+    ],
+)
+def test_a_process_that_has_a_machine_to_itself_has_all_its_gpus(
+    monkeypatch, environment, expected
+):
+    """JAX would take the first one alone."""
+    for name in ("SLURM_NTASKS", "SLURM_NNODES", "SLURM_GPUS_ON_NODE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    asked = {}
+    monkeypatch.setattr(
+        jax.distributed, "initialize", lambda *args, **options: asked.update(options)
+    )
+    join("auto", None, None)
+    devices = asked["local_device_ids"]
+    assert devices == (None if expected is None else list(range(expected)))
+
+
+def check_command(words):
+    """The options of a launch file are options, and go on where a run stopped."""
+    start = words.index("experiments.train")
+    assert words[start - 2 : start] == [*words[start - 2 : start - 1], "-m"]
+    config = parse(words[start + 1 :])
+    assert config.resume
+    assert config.coordinator is not None
+    return config
+
+
+def test_the_launch_file_for_slurm():
+    file = LAUNCH / "train.slurm"
+    subprocess.run(["bash", "-n", str(file)], check=True)
+    lines = file.read_text().replace("\\\n", " ").splitlines()
+    (command,) = [line for line in lines if line.startswith("srun")]
+    assert check_command(command.split()).coordinator == "auto"
+
+
+def test_the_launch_file_for_kubernetes():
+    found = yaml.safe_load((LAUNCH / "jobset.yaml").read_text())
+    (job,) = found["spec"]["replicatedJobs"]
+    spec = job["template"]["spec"]
+    (container,) = spec["template"]["spec"]["containers"]
+    words = [word.replace("$(JOB_COMPLETION_INDEX)", "0") for word in container["args"]]
+    config = check_command([*container["command"], *words])
+    # The address is that of the first pod: set, job, number of the job, of the pod.
+    name = found["metadata"]["name"]
+    assert config.coordinator == f"{name}-{job['name']}-0-0.{name}:12345"
+    assert config.processes == spec["parallelism"] == spec["completions"]
+    assert spec["completionMode"] == "Indexed"

@@ -333,6 +333,37 @@ def test_an_image_is_judged_alone_in_evaluation(make):
 # Layers
 
 
+@both_types
+def test_batch_norm_of_parts_sees_each_apart(dtype):
+    """Outputs are those of the parts alone; statistics are the means of theirs."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(8, 3, 3, 2)) + np.arange(8).reshape(8, 1, 1, 1))
+    x = x.astype(dtype)
+
+    def norm():
+        return BatchNorm(2, momentum=0.5, rngs=nnx.Rngs(0))
+
+    together = norm()
+    together.parts = 4
+    y = together(x, train=True)
+    assert y.dtype == x.dtype
+    apart = [norm() for _ in range(4)]
+    for part, layer in enumerate(apart):
+        mine = slice(2 * part, 2 * part + 2)
+        np.testing.assert_allclose(
+            y[mine], layer(x[mine], train=True), rtol=1e-5, atol=1e-5
+        )
+    for name in ("mean", "var"):
+        of_parts = [getattr(layer, name)[...] for layer in apart]
+        np.testing.assert_allclose(
+            getattr(together, name)[...], np.mean(of_parts, 0), rtol=1e-5, atol=1e-6
+        )
+    whole = norm()
+    whole(x, train=True)
+    np.testing.assert_allclose(together.mean[...], whole.mean[...], rtol=1e-5)
+    assert (together.var[...] < whole.var[...] / 2).all()
+
+
 @pytest.mark.parametrize("train", [True, False])
 @both_types
 def test_batch_norm_agrees_with_flax(train, dtype):

@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import numpy as np
+import pytest
 
 from experiments import models, steps, trainer
 from experiments.models.resnet import ResNet
@@ -37,10 +39,10 @@ def install(monkeypatch):
         monkeypatch.setattr(module, "compile_ahead", compile_once)
 
 
-def start(*args, flags="", **options):
+def start(*args, flags="", environment=None, **options):
     """Starts the command in a process of its own, with the tiny model.
 
-    ``flags`` are those of XLA.
+    ``flags`` are those of XLA; ``environment`` comes beside what is there.
     """
     file = Path(__file__)
     return subprocess.Popen(
@@ -51,12 +53,28 @@ def start(*args, flags="", **options):
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": flags or os.environ.get("XLA_FLAGS", ""),
             "PYTHONPATH": str(file.parent.parent),
+            **(environment or {}),
         },
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         **options,
     )
+
+
+def run_here(folder, *args):
+    """Runs the command here, on one device; returns :func:`numbers`."""
+    with pytest.MonkeyPatch.context() as patch:
+        install(patch)
+        code = main(["--model", "tiny", *args, "--out", str(folder)])
+    assert code == 0
+    return numbers(folder)
+
+
+def numbers(folder):
+    """Losses and accuracies of all epochs."""
+    names = ("train_loss", "test_loss", "train_accuracy", "test_accuracy")
+    return np.array([[line[name] for name in names] for line in results(folder)])
 
 
 def results(folder):

@@ -74,6 +74,7 @@ class Stream:
         start: int,
         stop: int,
         augment: bool = True,
+        rows: np.ndarray | None = None,
         workers: int | None = None,
     ) -> Iterator[Batch]:
         """The batches of the steps from ``start`` up to, not including, ``stop``.
@@ -88,6 +89,8 @@ class Stream:
           start: the first step to make the batch of.
           stop: the step to stop before.
           augment: if false, images are cropped as for the test.
+          rows: of each batch, the places to decode, in rising order: what one of
+            several processes needs. All by default.
           workers: processes that decode; 0 decodes in this one, and so it is by
             default for a few images.
         """
@@ -96,20 +99,26 @@ class Stream:
                 f"--batch-size must be from 1 to {len(self)}, the training images, got"
                 f" {batch_size}"
             )
-        steps = _TrainSteps(self, batch_size, seed, augment, stop)
+        steps = _TrainSteps(self, batch_size, seed, augment, stop, rows)
         return _read(steps, start, workers)
 
     def test_batches(
-        self, batch_size: int, *, start: int = 0, workers: int | None = None
+        self,
+        batch_size: int,
+        *,
+        start: int = 0,
+        rows: np.ndarray | None = None,
+        workers: int | None = None,
     ) -> Iterator[Batch]:
         """All images once, in order, cropped as for the test; the last batch is short.
 
         Args:
           batch_size: images a batch.
           start: the first batch to make.
+          rows: as of the training; of the last batch there may be none.
           workers: as of the training.
         """
-        return _read(_TestSteps(self, batch_size), start, workers)
+        return _read(_TestSteps(self, batch_size, rows), start, workers)
 
     def image(
         self, index: int, rng: np.random.Generator | None = None
@@ -167,6 +176,7 @@ class _TrainSteps:
     seed: int
     augment: bool
     stop: int
+    rows: np.ndarray | None = None
 
     def __len__(self) -> int:
         return self.stop
@@ -175,11 +185,13 @@ class _TrainSteps:
         epoch, place = divmod(index, len(self.stream) // self.batch_size)
         order = _order(self.seed, epoch, len(self.stream))
         chosen = order[place * self.batch_size :][: self.batch_size]
+        if self.rows is not None:
+            chosen = chosen[self.rows]
         rngs = (
             np.random.default_rng((self.seed, epoch, which)) if self.augment else None
             for which in chosen
         )
-        return _stacked(map(self.stream.image, chosen, rngs))
+        return _stacked(self.stream, map(self.stream.image, chosen, rngs))
 
 
 @dataclass(frozen=True)
@@ -188,18 +200,26 @@ class _TestSteps:
 
     stream: Stream
     batch_size: int
+    rows: np.ndarray | None = None
 
     def __len__(self) -> int:
         return -(-len(self.stream) // self.batch_size)
 
     def __getitem__(self, index: int) -> Batch:
-        begin = index * self.batch_size
-        end = min(begin + self.batch_size, len(self.stream))
-        return _stacked(map(self.stream.image, range(begin, end)))
+        rows = np.arange(self.batch_size) if self.rows is None else self.rows
+        places = index * self.batch_size + rows
+        return _stacked(
+            self.stream,
+            map(self.stream.image, places[places < len(self.stream)].tolist()),
+        )
 
 
-def _stacked(images: Iterable[tuple[np.ndarray, int]]) -> Batch:
-    arrays, labels = zip(*images, strict=True)
+def _stacked(stream: Stream, images: Iterable[tuple[np.ndarray, int]]) -> Batch:
+    found = list(images)
+    if not found:
+        shape = (0, stream.size, stream.size, 3)
+        return np.zeros(shape, np.uint8), np.zeros(0, np.int32)
+    arrays, labels = zip(*found, strict=True)
     return np.stack(arrays), np.array(labels, np.int32)
 
 

@@ -15,7 +15,7 @@ from flax import nnx
 import spherical_optax as so
 from experiments.models.convnet import ConvNet
 from experiments.models.densenet import DenseNet
-from experiments.models.layers import FLAX
+from experiments.models.layers import FLAX, BatchNorm
 from experiments.models.resnet import ResNet
 from experiments.models.vgg import VGG
 from spherical_optax.labels import leaves_with_paths
@@ -49,6 +49,26 @@ RULES = {
 """From the path of a leaf, as ``stage1/block0/conv1/kernel``, to its label."""
 
 _UNCOVERED = ""
+
+
+def normalize_apart(
+    model: Callable[..., nnx.Module], parts: int
+) -> Callable[..., nnx.Module]:
+    """A constructor of the same model, whose batch norms see parts of a batch.
+
+    Args:
+      model: constructor.
+      parts: how many, one after another in a batch, which they share evenly.
+    """
+
+    def make(**options: Any) -> nnx.Module:
+        made = model(**options)
+        for _, layer in nnx.iter_graph(made):
+            if isinstance(layer, BatchNorm):
+                layer.parts = parts
+        return made
+
+    return make
 
 
 def label_spheres(params: Any) -> Any:

@@ -60,11 +60,20 @@ class BatchNorm(nnx.BatchNorm):
 
     It computes in float32 at least and returns the type it was given, so that only the
     outcome is rounded to bfloat16, neither the statistics nor scale and bias.
+
+    Attributes:
+      parts: of a batch, one after another in it, that are normalized apart from each
+        other. The running statistics are the means over the parts of their means and
+        of their variances.
     """
+
+    parts: int = 1
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Normalizes by the batch in training, else by the stored statistics."""
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        if train and self.parts > 1:
+            return self._apart(wide).astype(x.dtype)
         if train:
             axes = tuple(range(x.ndim - 1))
             mean = jnp.mean(wide, axes)
@@ -73,10 +82,23 @@ class BatchNorm(nnx.BatchNorm):
             self._store(self.var, var)
         else:
             mean, var = self.mean[...], self.var[...]
+        return self._normalize(wide, mean, var).astype(x.dtype)
+
+    def _apart(self, x: jax.Array) -> jax.Array:
+        y = x.reshape(self.parts, x.shape[0] // self.parts, *x.shape[1:])
+        axes = tuple(range(1, x.ndim))
+        mean = jnp.mean(y, axes, keepdims=True)
+        square = jnp.mean(jnp.square(y), axes, keepdims=True)
+        var = jnp.maximum(square - jnp.square(mean), 0)
+        self._store(self.mean, jnp.mean(mean.reshape(self.parts, -1), 0))
+        self._store(self.var, jnp.mean(var.reshape(self.parts, -1), 0))
+        return self._normalize(y, mean, var).reshape(x.shape)
+
+    def _normalize(self, x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
         assert self.scale is not None
         assert self.bias is not None
         factor = jax.lax.rsqrt(var + self.epsilon) * self.scale[...]
-        return ((wide - mean) * factor + self.bias[...]).astype(x.dtype)
+        return (x - mean) * factor + self.bias[...]
 
     def _store(self, average: nnx.BatchStat, new: jax.Array) -> None:
         # Not `average[...] =`: there Flax makes every tracer word an error message

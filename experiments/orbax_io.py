@@ -1,0 +1,95 @@
+"""Orbax as checkpoints need it: silent, and with one process or several."""
+
+import logging
+import re
+import sys
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.digests import is_shared
+from experiments.distributed import several
+
+_BARRIER_SECONDS = 300  # after which a process that waits for others gives up
+
+
+def open_writer(path: Path, keep: int) -> Any:
+    """A manager that all processes write with, together; it keeps the newest few."""
+    everyone = set(range(jax.process_count())) if several() else None
+    options = orbax().CheckpointManagerOptions(
+        max_to_keep=keep,
+        create=not several(),  # Orbax asks for it; the folder is there
+        cleanup_tmp_directories=True,  # of a run that was killed
+        multiprocessing_options=orbax().options.MultiprocessingOptions(
+            active_processes=everyone
+        ),
+        async_options=orbax().AsyncOptions(timeout_secs=_BARRIER_SECONDS),
+    )
+    return orbax().CheckpointManager(path, options=options)
+
+
+def open_reader(path: Path) -> Any:
+    """A manager that one of several processes reads with, and asks no other."""
+    here = jax.process_index()
+    options = orbax().CheckpointManagerOptions(
+        read_only=True,
+        multiprocessing_options=orbax().options.MultiprocessingOptions(
+            primary_host=here,
+            active_processes={here},
+            barrier_sync_key_prefix=f"process{here}",
+        ),
+    )
+    return orbax().CheckpointManager(path, options=options)
+
+
+@cache
+def orbax() -> Any:
+    """Orbax, imported when it is needed, and silent: what fails is told by us."""
+    import orbax.checkpoint
+
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    # Nor what asyncio says of the other leaves when one could not be written.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    told = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        # Reads of a damaged checkpoint that come back after the first has failed.
+        if str(unraisable.exc_value) != "Event loop is closed":
+            told(unraisable)
+
+    sys.unraisablehook = hook
+    return orbax.checkpoint
+
+
+def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Dicts within dicts, which is what Orbax reads back without being told more."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *folders, name = path.split("/")
+        place = tree
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[name] = leaf
+    return tree
+
+
+def abstract(leaves: Mapping[str, Any], *, whole: bool) -> dict[str, Any]:
+    """What Orbax has to make: arrays on devices of several processes, or in memory."""
+
+    def shape_of(leaf: Any) -> Any:
+        if is_shared(leaf) and not whole:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+        return np.empty(leaf.shape, leaf.dtype)
+
+    return {path: shape_of(leaf) for path, leaf in leaves.items()}
+
+
+def reason(error: Exception) -> str:
+    """The part of an error that a user can act on; Orbax and its layers say much."""
+    text = str(error) or type(error).__name__
+    system = re.search(r"([^:\n]+) \[os_error_code", text)
+    return system[1].strip() if system else text.splitlines()[0]
