@@ -74,6 +74,15 @@ def test_built_once_and_read_back_to_the_bit():
     assert len(made) == 1
 
 
+def test_what_is_cached_is_mapped_and_read_where_it_is_looked_at():
+    cached([])
+    found = cached([])
+    for array in (found.train.images, found.test.labels):
+        assert isinstance(array, np.memmap)
+        array[0] = 0  # in memory alone
+    same(cached([]), arrays())
+
+
 def test_another_key_is_another_entry(cache):
     made = []
     cached(made, "a")

@@ -137,7 +137,8 @@ def _read(entry: Path) -> Arrays | None:
         facts = json.loads((entry / _ENTRY).read_text())
         loaded = {}
         for name, (shape, dtype) in facts["arrays"].items():
-            array = np.load(entry / f"{name}.npy")
+            # Mapped: of several processes each reads what it needs.
+            array = np.load(entry / f"{name}.npy", mmap_mode="c")
             if [list(array.shape), str(array.dtype)] != [shape, dtype]:
                 return None
             loaded[name] = array
