@@ -1,57 +1,49 @@
-"""What an update says to other devices, read off the compiled program.
+"""What a step says to other devices, read off the compiled program.
 
     python -m experiments.collectives --devices 8
 
 compiles the update of a model's weights for a mesh of virtual CPU devices, with the
 weights replicated, split along their input channels, along their output channels, and
 along both, and prints for each optimizer how many collectives of each kind it has and
-how many bytes they move. Nothing is run. From the bytes follows what a step costs on a
-network: a ring all-reduce of ``B`` bytes over ``N`` devices moves ``2 B (N - 1) / N``
-of them through every link.
+how many bytes they move; then the same of a whole step of training, for some of what
+``--mesh`` and ``--batch-norm`` can be. Nothing is run. From the bytes follows what a
+step costs on a network: the last table, by a model and not by a clock.
 
 Exit codes: 0 done; 2 an option cannot be used.
 """
 
 import json
-import math
 import os
-import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import tyro
 
 from experiments import errors
-
-KINDS = (
-    "all-reduce",
-    "all-gather",
-    "reduce-scatter",
-    "all-to-all",
-    "collective-permute",
+from experiments.collectives_tables import step_table, time_table, update_table
+from experiments.programs import (
+    KINDS,
+    Collective,
+    build,
+    collectives,
+    compile_step,
+    compile_update,
 )
+
 LAYOUTS = ("replicated", "input channels", "output channels", "both")
-_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4}
-_BYTES |= {"u32": 4, "f64": 8, "s64": 8, "u64": 8}
-_INSTRUCTION = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\(")
-_SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
-
-
-class Collective(NamedTuple):
-    """A collective of a compiled program.
-
-    Attributes:
-      kind: one of ``KINDS``.
-      largest: how many numbers its largest result has, on one device.
-      bytes: of all its results, on one device.
-    """
-
-    kind: str
-    largest: int
-    bytes: int
+EXPORTED = (
+    *("adams", "adamsrt", "adamg", "sgdmrt", "adamp", "sgdp", "hyperball", "adamh"),
+    *("muonh", "rotational", "project_to_norm", "monitor_sphere", "swats"),
+    *("swats-global", "swats-vector", "adabound", "lamb", "adam_abs"),
+)
+"""All optimizers of the library, and wrappers of optimizers."""
+STEP_OF = "adamsrt"
+OTHERS = ("sgd", "adam", "adamw", "rmsprop", "adabelief", "optax_lamb", "muon")
+"""Optax's own, to compare with."""
 
 
 @dataclass(frozen=True)
@@ -62,168 +54,129 @@ class Options:
     """Model whose weights are updated."""
     devices: int = 8
     """Virtual devices; an even number."""
-    optimizers: tuple[str, ...] = (
-        *("sgd", "adam", "adamw", "adams", "adamsrt", "adamg", "sgdmrt", "adamp"),
-        *("sgdp", "swats", "adabound", "lamb"),
-    )
+    optimizers: tuple[str, ...] = (*EXPORTED, *OTHERS)
     """Optimizers."""
+    step: bool = True
+    """Count whole steps of training, too, with adamsrt."""
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """Write the figures here as well."""
+    """Keep the figures here, and take from it those that it has already."""
 
 
-def collectives(compiled: str) -> list[Collective]:
-    """Finds the collectives in the text of a compiled program.
-
-    Example:
-      >>> collectives("%r = (f32[8]{0}, f32[]) all-reduce(%a, %b), channel_id=1")
-      [Collective(kind='all-reduce', largest=8, bytes=36)]
-    """
-    found = []
-    for result, kind in _INSTRUCTION.findall(compiled):
-        shapes = [
-            (_BYTES.get(dtype, 4), math.prod(map(int, filter(None, dims.split(",")))))
-            for dtype, dims in _SHAPE.findall(result)
-        ]
-        sizes = [size for _, size in shapes]
-        total = sum(width * size for width, size in shapes)
-        found.append(Collective(kind, max(sizes, default=0), total))
-    return found
+def measure_update(name: str, layout: str, mesh: Any, shapes: Any) -> dict[str, Any]:
+    """The record of an update: one optimizer in one layout."""
+    text = compile_update(build(name, shapes), shapes, layout, mesh)
+    return {"optimizer": name, "layout": layout, **_summed(collectives(text))}
 
 
-def split(shape: Sequence[int], layout: str, mesh: Any) -> Any:
-    """How a leaf lies on a mesh with the axes ``"in"`` and ``"out"``.
-
-    Leaves of one axis, and axes that the devices cannot share evenly, are replicated.
-    """
-    from jax.sharding import NamedSharding, PartitionSpec
-
-    axes: list[Any] = [None] * len(shape)
-    if len(shape) >= 2:
-        devices = math.prod(mesh.shape.values())
-        wanted = {
-            "replicated": {},
-            "input channels": {-2: (("in", "out"), devices)},
-            "output channels": {-1: (("in", "out"), devices)},
-            "both": {
-                -2: ("in", mesh.shape["in"]),
-                -1: ("out", mesh.shape["out"]),
-            },
-        }[layout]
-        for axis, (names, parts) in wanted.items():
-            if shape[axis] % parts == 0:
-                axes[axis] = names
-    return NamedSharding(mesh, PartitionSpec(*axes))
-
-
-def compile_update(
-    optimizer: Any, shapes: Mapping[str, Any], layout: str, mesh: Any
-) -> str:
-    """The text of an update's program, for parameters that lie so on a mesh."""
-    import jax
-
-    def lay(x: Any) -> Any:
-        return jax.ShapeDtypeStruct(
-            x.shape, x.dtype, sharding=split(x.shape, layout, mesh)
-        )
-
-    params = jax.tree.map(lay, shapes)
-    state = jax.eval_shape(optimizer.init, params)
-    by_shape = {x.shape: x.sharding for x in jax.tree.leaves(params)}
-    groups = {
-        (*(1 for _ in shape[:-1]), shape[-1]): split_groups(sharding, mesh, len(shape))
-        for shape, sharding in by_shape.items()
-        if len(shape) > 1
+def measure_step(options: Options, mesh: str, batch_norm: str) -> dict[str, Any]:
+    """The record of a whole step: one mesh, with batch norm of one kind."""
+    size = 16 * options.devices
+    text = compile_step(options.model, STEP_OF, mesh, batch_norm, size)
+    return {
+        "step": STEP_OF,
+        "mesh": mesh,
+        "batch_norm": batch_norm,
+        **_summed(collectives(text)),
     }
-    whole = split((), "replicated", mesh)
-    state = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(
-            x.shape,
-            x.dtype,
-            sharding=by_shape.get(x.shape, groups.get(x.shape, whole)),
-        ),
-        state,
-    )
-    compiled = jax.jit(optimizer.update).lower(params, state, params).compile()
-    return compiled.as_text() or ""
 
 
-def split_groups(sharding: Any, mesh: Any, ndim: int) -> Any:
-    """How the numbers of a kernel's filters lie: as its last axis."""
-    from jax.sharding import NamedSharding, PartitionSpec
-
-    return NamedSharding(mesh, PartitionSpec(*[None] * (ndim - 1), sharding.spec[-1]))
+def _summed(found: Sequence[Collective]) -> dict[str, Any]:
+    of_kind = {kind: [c for c in found if c.kind == kind] for kind in KINDS}
+    return {
+        "counts": {kind: len(some) for kind, some in of_kind.items() if some},
+        "bytes_of": {
+            kind: sum(c.bytes for c in some) for kind, some in of_kind.items() if some
+        },
+        "bytes": sum(c.bytes for c in found),
+        "largest": max((c.largest for c in found), default=0),
+    }
 
 
 def measure(options: Options, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Counts the collectives of every optimizer in every layout."""
+    """Counts the collectives of every optimizer in every layout, and of steps."""
     import jax
 
     from experiments.bench.trees import model_shapes
-    from experiments.models import label_spheres
-    from experiments.optimizers import make_optimizer, resolve_options
 
+    known = _kept(options)
     mesh = jax.make_mesh(
         (options.devices // 2, 2),
         ("in", "out"),
         axis_types=(jax.sharding.AxisType.Auto,) * 2,
     )
     shapes = model_shapes(options.model)
+    work = [
+        ((name, layout), partial(measure_update, name, layout, mesh, shapes))
+        for name in options.optimizers
+        for layout in LAYOUTS
+    ]
+    if options.step:
+        half = options.devices // 2
+        kinds = [
+            (f"data={options.devices}", "global"),
+            (f"data={options.devices}", "local"),
+            (f"data={half},fsdp=2", "global"),
+            (f"fsdp={options.devices}", "global"),
+        ]
+        work += [
+            ((f"step of {STEP_OF}", *kind), partial(measure_step, options, *kind))
+            for kind in kinds
+        ]
     records = []
-    for name in options.optimizers:
-        optimizer = make_optimizer(
-            name, resolve_options(name, {}), lambda _: 1.0, label_spheres, shapes
-        )
-        for layout in LAYOUTS:
-            found = collectives(compile_update(optimizer, shapes, layout, mesh))
-            counts = {kind: sum(c.kind == kind for c in found) for kind in KINDS}
-            record = {
-                "optimizer": name,
-                "layout": layout,
-                "counts": {kind: n for kind, n in counts.items() if n},
-                "bytes": sum(c.bytes for c in found),
-                "largest": max((c.largest for c in found), default=0),
-            }
-            records.append(record)
-            told = ", ".join(f"{n} {kind}" for kind, n in record["counts"].items())
-            say(f"{name:10} {layout:16} {told or 'nothing':32} {record['bytes']:9,} B")
+    for key, count in work:
+        known[key] = record = known.get(key) or count()
+        records.append(record)
+        told = ", ".join(f"{n} {kind}" for kind, n in record["counts"].items())
+        say(f"{' '.join(key):34} {told or 'nothing':32} {record['bytes']:11,} B")
+        if options.json is not None:
+            _write(options, known.values())
     return records
 
 
-def ring_seconds(
-    count: int, size: float, devices: int, *, latency: float, bandwidth: float
-) -> float:
-    """What all-reduces over a ring take.
-
-    Args:
-      count: how many.
-      size: bytes of all of them, on one device.
-      devices: in the ring.
-      latency: seconds from a device to the next.
-      bandwidth: bytes a second between them.
-
-    Example:
-      >>> ring_seconds(1, 1e9, 2, latency=0.0, bandwidth=1e9)
-      1.0
-    """
-    hops = 2 * (devices - 1)
-    return hops * (count * latency + size / devices / bandwidth)
+def _key(record: Mapping[str, Any]) -> tuple[str, ...]:
+    if "step" in record:
+        return f"step of {record['step']}", record["mesh"], record["batch_norm"]
+    return record["optimizer"], record["layout"]
 
 
-def table(records: Sequence[Mapping[str, Any]]) -> str:
-    """A row an optimizer, as Markdown: collectives and bytes of each layout."""
-    lines = [
-        f"| optimizer | {' | '.join(LAYOUTS)} |",
-        "|---|" + "---|" * len(LAYOUTS),
-    ]
-    for name in dict.fromkeys(record["optimizer"] for record in records):
-        cells = {r["layout"]: _cell(r) for r in records if r["optimizer"] == name}
-        lines.append(f"| `{name}` | {' | '.join(cells[at] for at in LAYOUTS)} |")
-    return "\n".join(lines)
+def _kept(options: Options) -> dict[tuple[str, ...], dict[str, Any]]:
+    """The figures in the file, by what they are of; those of another model are not."""
+    if options.json is None or not options.json.exists():
+        return {}
+    try:
+        found = json.loads(options.json.read_text())
+        same = _facts(options).items() <= found.items()
+        records = {_key(record): record for record in found["records"]}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        raise errors.UsageError(
+            f"--json {options.json}: not a file of this command; delete it, or name"
+            " another"
+        ) from None
+    return records if same else {}
 
 
-def _cell(record: Mapping[str, Any]) -> str:
-    counts = ", ".join(f"{n} {kind}" for kind, n in record["counts"].items())
-    return f"{counts}, {record['bytes'] / 1e3:.1f} kB" if counts else "-"
+def _facts(options: Options) -> dict[str, Any]:
+    import jax
+    import optax
+
+    return {
+        "model": options.model,
+        "devices": options.devices,
+        "jax": jax.__version__,
+        "optax": optax.__version__,
+    }
+
+
+def _write(options: Options, records: Iterable[Mapping[str, Any]]) -> None:
+    """Writes all figures there are, optimizers in their order, then steps."""
+    assert options.json is not None
+    names = [*EXPORTED, *OTHERS]
+
+    def place(record: Mapping[str, Any]) -> int:
+        return names.index(record["optimizer"]) if "optimizer" in record else len(names)
+
+    facts = {**_facts(options), "records": sorted(records, key=place)}
+    options.json.write_text(json.dumps(facts, indent=1) + "\n")
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -234,20 +187,35 @@ def main(args: Sequence[str] | None = None) -> int:
         description=__doc__,
         args=args,
     )
-    if options.devices < 2 or options.devices % 2:
-        print(
-            f"error: --devices must be an even number, got {options.devices}",
-            file=sys.stderr,
-        )
-        return errors.EXIT_USAGE
     os.environ["JAX_PLATFORMS"] = "cpu"
-    import jax
+    try:
+        check(options)
+        import jax
 
-    jax.config.update("jax_num_cpu_devices", options.devices)
-    records = measure(options, lambda line: print(line, flush=True))
-    if options.json is not None:
-        options.json.write_text(json.dumps(records, indent=1) + "\n")
+        jax.config.update("jax_num_cpu_devices", options.devices)
+        records = measure(options, partial(print, flush=True))
+    except (errors.UsageError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return errors.EXIT_USAGE
+    for table in (update_table, step_table, time_table):
+        print(f"\n{table(records)}")
     return errors.EXIT_FINISHED
+
+
+def check(options: Options) -> None:
+    """Raises a UsageError for options that cannot be used."""
+    from experiments.models import MODELS
+
+    if options.devices < 2 or options.devices % 2:
+        raise errors.UsageError(
+            f"--devices must be an even number, got {options.devices}"
+        )
+    errors.check_name("--model", options.model, MODELS)
+    for name in options.optimizers:
+        errors.check_name("--optimizers", name, (*EXPORTED, *OTHERS))
+    if options.json is not None and not options.json.parent.is_dir():
+        raise errors.UsageError(f"--json {options.json}: there is no such folder")
+    _kept(options)
 
 
 if __name__ == "__main__":

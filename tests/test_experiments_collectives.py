@@ -7,8 +7,19 @@ import sys
 from pathlib import Path
 
 import pytest
+from cases import OPTIMIZERS as OPTIMIZER_CASES
 
-from experiments.collectives import Collective, collectives, main, table
+import spherical_optax as so
+from experiments.bench.trees import model_shapes, size_in_bytes
+from experiments.collectives import EXPORTED, OTHERS, main
+from experiments.collectives_tables import (
+    ring_seconds,
+    step_table,
+    time_table,
+    update_table,
+)
+from experiments.optimizers import OPTIMIZERS
+from experiments.programs import Collective, collectives
 
 ROOT = Path(__file__).parent.parent
 
@@ -25,26 +36,56 @@ def test_collectives_are_found_in_a_program():
     ]
 
 
-def test_an_odd_number_of_devices_is_a_mistake(capsys):
-    assert main(["--devices", "3"]) == 2
-    assert "--devices must be an even number" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["--devices", "3"], "--devices must be an even number, got 3"),
+        (["--model", "lenet"], "--model: unknown name 'lenet'"),
+        (["--optimizers", "adamx"], "--optimizers: unknown name 'adamx'"),
+        (["--json", "pyproject.toml"], "--json pyproject.toml: not a file of this"),
+        (["--json", "none/at.json"], "--json none/at.json: there is no such folder"),
+    ],
+)
+def test_mistakes(capsys, monkeypatch, args, told):
+    monkeypatch.chdir(ROOT)
+    assert main(args) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert told in line
+
+
+def test_every_exported_optimizer_is_counted():
+    """And every one of the command line; the rest of the library are blocks."""
+    exported = {name.partition("-")[0] for name in EXPORTED}
+    assert exported == {case.name for case in OPTIMIZER_CASES} | {"project_to_norm"}
+    assert exported <= set(so.__all__)
+    assert set(OPTIMIZERS) <= {*exported, *OTHERS}
 
 
 @pytest.fixture(scope="module")
-def records(tmp_path_factory):
+def found(tmp_path_factory):
     """Figures of the command, in a process that may have eight devices."""
     path = tmp_path_factory.mktemp("collectives") / "found.json"
-    names = ["adam", "adamsrt", "adamg", "sgdmrt", "adamp", "swats", "lamb"]
-    command = [sys.executable, "-m", "experiments.collectives"]
-    command += ["--model", "convnet", "--json", str(path), "--optimizers", *names]
+    names = ["adamsrt", "adamp", "adam"]  # in the order of the table
+    words = [sys.executable, "-m", "experiments.collectives"]
+    words += ["--model", "convnet", "--json", str(path), "--optimizers", *names]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
+        words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(path.read_text())
-    assert {record["optimizer"] for record in found} == set(names)
-    return found
+    found = json.loads(path.read_text())["records"]
+    updates = [record for record in found if "optimizer" in record]
+    assert {record["optimizer"] for record in updates} == set(names)
+    assert update_table(updates) in done.stdout
+    steps = {(r["mesh"], r["batch_norm"]): r for r in found if "step" in r}
+    return updates, steps
+
+
+@pytest.fixture(scope="module")
+def records(found):
+    """Those of updates."""
+    return found[0]
 
 
 def test_no_weights_travel(records):
@@ -63,11 +104,38 @@ def test_replicated_weights_need_no_word(records):
 
 def test_filters_that_lie_whole_need_no_word(records):
     for record in records:
-        alone = record["optimizer"] in ("adamsrt", "adamg", "sgdmrt")
-        if alone and record["layout"] == "output channels":
+        where = record["optimizer"], record["layout"]
+        if where == ("adamsrt", "output channels"):
             assert record["counts"] == {}
 
 
-def test_the_table_of_the_documentation_is_that_of_the_figures():
+def test_a_whole_step_adds_up_gradients_and_local_batch_norm_says_less(found):
+    """With fsdp it gathers, too."""
+    _, steps = found
+    whole, local = (steps["data=8", kind] for kind in ("global", "local"))
+    for record in (whole, local):
+        assert set(record["counts"]) == {"all-reduce"}
+    gradients = size_in_bytes(model_shapes("convnet"))
+    assert gradients <= local["bytes"] < whole["bytes"] < 1.1 * gradients
+    assert sum(local["counts"].values()) < sum(whole["counts"].values())
+    assert steps["fsdp=8", "global"]["counts"]["all-gather"] > 0
+
+
+def test_time_of_a_ring():
+    """In 2 (N - 1) hops, each with its latency and an N-th of the bytes."""
+    one = ring_seconds(3, 8e6, 8, latency=1e-6, bandwidth=1e9)
+    assert one == pytest.approx(14 * (3e-6 + 1e-3))
+    record = {"optimizer": "lamb", "layout": "input channels", "bytes": 400_000_000}
+    table = time_table([{**record, "counts": {"all-reduce": 1}}])
+    # 14 hops of 5 us, and of 50 MB at 50 GB/s.
+    assert "| `lamb` | 14,070 |" in table
+
+
+@pytest.mark.parametrize("table", [update_table, step_table, time_table])
+def test_the_tables_of_the_documentation_are_those_of_the_figures(table):
     figures = json.loads((ROOT / "experiments/results/collectives.json").read_text())
-    assert table(figures) in (ROOT / "docs/scaling.md").read_text()
+    names = dict.fromkeys(
+        r["optimizer"] for r in figures["records"] if "optimizer" in r
+    )
+    assert tuple(names) == (*EXPORTED, *OTHERS)
+    assert table(figures["records"]) in (ROOT / "docs/scaling.md").read_text()
