@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
-from spherical_optax.geometry import real_dtype, widen, working_dtype
+from spherical_optax import geometry
+from spherical_optax.geometry import ChannelAxes, real_dtype, widen, working_dtype
 
 Number = float | jax.Array
 
@@ -38,6 +40,22 @@ def zeros_like_squares(params: optax.Params):
         return jnp.zeros_like(x, jnp.float32 if dtype == jnp.float16 else dtype)
 
     return jax.tree.map(zeros, params)
+
+
+def zeros_like_groups(x: jax.Array, channel_axes: ChannelAxes) -> jax.Array:
+    """Zeros of the shape and type of the inner products of the groups of ``x``.
+
+    They lie on the devices of ``x``, split as it is along the channel axes.
+    """
+    groups = jax.eval_shape(lambda x: geometry.dot(x, x, channel_axes), x)
+    where = getattr(x, "sharding", None)  # which a traced or abstract array lacks
+    if not isinstance(where, NamedSharding) or not isinstance(x, jax.Array):
+        return jnp.zeros_like(groups)
+    split = (*where.spec, *[None] * x.ndim)
+    summed = geometry.group_axes(x.ndim, channel_axes)
+    axes = (None if n in summed else split[n] for n in range(x.ndim))
+    where = NamedSharding(where.mesh, PartitionSpec(*axes))
+    return jnp.zeros(groups.shape, groups.dtype, device=where)
 
 
 def increment(count: jax.Array) -> jax.Array:

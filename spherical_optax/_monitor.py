@@ -8,6 +8,7 @@ import optax
 
 from spherical_optax import geometry
 from spherical_optax._checks import check_transformation, needs_params
+from spherical_optax._moments import zeros_like_groups
 from spherical_optax.geometry import ChannelAxes, widen
 from spherical_optax.labels import (
     ChannelAxesTable,
@@ -191,8 +192,9 @@ _NOTHING = SphereStatistics(*[optax.MaskedNode()] * len(SphereStatistics._fields
 
 def _no_statistics(x: jax.Array, channel_axes: ChannelAxes) -> SphereStatistics:
     """Zeros where numbers will be."""
-    groups = jax.eval_shape(lambda x: geometry.dot(x, x, channel_axes), x)
-    return SphereStatistics(*(jnp.zeros_like(groups) for _ in SphereStatistics._fields))
+    return SphereStatistics(
+        *(zeros_like_groups(x, channel_axes) for _ in SphereStatistics._fields)
+    )
 
 
 def _statistics(

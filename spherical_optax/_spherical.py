@@ -25,6 +25,7 @@ from spherical_optax._moments import (
     increment,
     scale_by_adam,
     scale_by_momentum,
+    zeros_like_groups,
     zeros_like_params,
 )
 from spherical_optax._transport import (
@@ -100,7 +101,7 @@ def scale_by_standardized_adam(
         return ScaleByStandardizedAdamState(
             count=jnp.zeros([], jnp.int32),
             mu=zeros_like_params(params, mu_dtype),
-            nu=jax.tree.map(lambda x: _zeros_like_groups(x, channel_axes), params),
+            nu=jax.tree.map(lambda x: zeros_like_groups(x, channel_axes), params),
         )
 
     def update_fn(updates, state, params=None):
@@ -485,8 +486,3 @@ def _check_adam(learning_rate, b1, b2, eps, weight_decay) -> None:
         },
         below_one={"b1": b1, "b2": b2},
     )
-
-
-def _zeros_like_groups(x, channel_axes: ChannelAxes) -> jax.Array:
-    """Zeros of the shape and type of the inner products of the groups of ``x``."""
-    return jnp.zeros_like(jax.eval_shape(lambda x: geometry.dot(x, x, channel_axes), x))

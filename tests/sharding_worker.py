@@ -7,6 +7,7 @@ devices is fixed once JAX has started.
 import json
 import sys
 import traceback
+from functools import partial
 
 import cases
 import chex
@@ -15,14 +16,20 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-# Along the channel axis, and along axes that are summed over.
-LAYOUT = {
+from experiments.programs import collectives, split
+
+LAYOUTS = ("replicated", "input channels", "output channels", "both")
+SHAPES = {"bias": (8,), "conv": (3, 2, 8, 16), "dense": (16, 8)}
+CHANNELS = 16  # of the largest leaf: the most numbers that a collective may have
+
+# Explicit shardings: along the channel axis, and along axes that are summed over.
+EXPLICIT = {
     "bias": PartitionSpec("x"),
     "conv": PartitionSpec(None, None, None, "x"),
-    "conv1d": PartitionSpec(None, "x", None),
     "dense": PartitionSpec("x", None),
 }
-SHAPES = {"bias": (8,), "conv": (3, 2, 8, 16), "conv1d": (3, 8, 4), "dense": (16, 8)}
+# Newton-Schulz multiplies whole matrices by themselves: their parts have to travel.
+GATHERS = {"muonh"}
 
 
 def tree(seed):
@@ -30,49 +37,63 @@ def tree(seed):
     return {name: rng.normal(size=SHAPES[name]).astype(np.float32) for name in SHAPES}
 
 
-def place(params, mesh):
-    return {
-        name: jax.device_put(x, NamedSharding(mesh, LAYOUT[name]))
-        for name, x in params.items()
-    }
+def place(params, where):
+    return {name: jax.device_put(x, where[name]) for name, x in params.items()}
 
 
-def check_same_layout(state, params):
-    """Every leaf of the state of a parameter's shape lies where that one lies."""
-    layouts = {x.shape: x.sharding for x in params.values()}
+def check_layout(state, params):
+    """State lies as the parameters; numbers of groups along the axes they have left."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        if leaf.shape in layouts:
-            expected = layouts[leaf.shape]
-            where = jax.tree_util.keystr(path)
-            assert leaf.sharding.is_equivalent_to(expected, leaf.ndim), (
-                f"{where} lies as {leaf.sharding}, its parameter as {expected}"
-            )
+        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        param = params.get(names[-1]) if names else None
+        if param is None or leaf.ndim != param.ndim:
+            continue  # a count, or one number for all of a leaf
+        split_along = (*param.sharding.spec, *[None] * leaf.ndim)
+        axes = zip(leaf.shape, param.shape, split_along, strict=False)
+        spec = PartitionSpec(*(axis if n == m else None for n, m, axis in axes))
+        expected = NamedSharding(param.sharding.mesh, spec)
+        assert leaf.sharding.is_equivalent_to(expected, leaf.ndim), (
+            f"{jax.tree_util.keystr(path)} lies as {leaf.sharding}, not as {expected}"
+        )
 
 
-def run_automatic(optimizer):
+def check_collectives(case, layout, text):
+    """No weight travels: numbers of groups are added up, if anything is said."""
+    found = collectives(text)
+    if layout == "replicated":
+        assert not found, found
+    elif case.name not in GATHERS:
+        assert {c.kind for c in found} <= {"all-reduce"}, found
+        assert all(c.largest <= CHANNELS for c in found), found
+    return len(found)
+
+
+def run_automatic(case, layout, expected):
     """Shardings given by the arguments; the compiler fills in the rest."""
-    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
-    step = cases.make_step(optimizer)
-    start, grads = tree(0), tree(1)
-    params = place(start, mesh)
+    mesh = jax.make_mesh((4, 2), ("in", "out"), axis_types=(AxisType.Auto,) * 2)
+    where = {name: split(shape, layout, mesh) for name, shape in SHAPES.items()}
+    optimizer = case.make()
+    params, grads = (place(tree(seed), where) for seed in (0, 1))
     state = optimizer.init(params)
-    check_same_layout(state, params)
-    moved, new_state = jax.jit(step)(params, state, place(grads, mesh))
-    check_same_layout(moved, params)
-    check_same_layout(new_state, params)
+    check_layout(state, params)
+    step = jax.jit(cases.make_step(optimizer)).lower(params, state, grads)
+    step = step.compile({"xla_backend_optimization_level": 0})  # fast
+    moved, new_state = step(params, state, grads)
+    check_layout(moved, params)
+    check_layout(new_state, params)
     chex.assert_trees_all_close(
-        jax.device_get((moved, new_state)),
-        jax.device_get(step(start, optimizer.init(start), grads)),
-        rtol=1e-5,
-        atol=1e-6,
+        jax.device_get((moved, new_state)), expected, rtol=1e-5, atol=1e-6
     )
+    return check_collectives(case, layout, step.as_text())
 
 
-def run_explicit(optimizer):
+def run_explicit(case):
     """Shardings as parts of types: they stay the same from step to step."""
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Explicit,))
+    where = {name: NamedSharding(mesh, spec) for name, spec in EXPLICIT.items()}
+    optimizer = case.make()
     with jax.set_mesh(mesh):
-        params, grads = (place(tree(seed), mesh) for seed in (0, 1))
+        params, grads = (place(tree(seed), where) for seed in (0, 1))
 
         def types(x):
             return jax.tree.map(jax.typeof, x)
@@ -80,26 +101,35 @@ def run_explicit(optimizer):
         first = optimizer.init(params)
         compiled_first = jax.jit(optimizer.init)(params)
         assert types(first) == types(compiled_first), "init under jit"
-        check_same_layout(first, params)
+        check_layout(first, params)
         updates, second = jax.jit(optimizer.update)(grads, first, params)
         assert types(second) == types(first), "state after update"
         assert types(updates) == types(params), "updates"
         moved = optax.apply_updates(params, updates)
         chex.assert_tree_all_finite(jax.device_get(moved))
+    return 0
+
+
+def alone(case):
+    """What a step makes on one device: weights and state."""
+    optimizer, params = case.make(), tree(0)
+    step = jax.jit(cases.make_step(optimizer))
+    return jax.device_get(step(params, optimizer.init(params), tree(1)))
 
 
 def main() -> None:
     assert jax.device_count() == 8
-    problems, checked = {}, []
+    problems, counts = {}, {}
     for case in cases.DISTINCT:
-        for run in (run_automatic, run_explicit):
-            name = f"{case.id} {run.__name__}"
-            checked.append(name)
+        expected = alone(case)
+        runs = {x: partial(run_automatic, case, x, expected) for x in LAYOUTS}
+        for name, run in {**runs, "explicit": partial(run_explicit, case)}.items():
             try:
-                run(case.make())
+                counts[f"{case.id}: {name}"] = run()
             except Exception:
-                problems[name] = traceback.format_exc(limit=-3)
-    json.dump({"checked": checked, "problems": problems}, sys.stdout)
+                problems[f"{case.id}: {name}"] = traceback.format_exc(limit=-3)
+    names = [case.id for case in cases.DISTINCT]
+    json.dump({"cases": names, "counts": counts, "problems": problems}, sys.stdout)
 
 
 if __name__ == "__main__":

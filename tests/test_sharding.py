@@ -26,6 +26,10 @@ def test_sharded_parameters():
     )
     assert worker.returncode == 0, worker.stderr
     report = json.loads(worker.stdout)
-    assert len(report["checked"]) == 2 * len(cases.DISTINCT)
+    assert report["cases"] == [case.id for case in cases.DISTINCT]
     problems = report["problems"]
     assert not problems, "\n\n".join(f"{k}:\n{v}" for k, v in problems.items())
+    assert len(report["counts"]) == 5 * len(cases.DISTINCT)
+    # So that it is seen to count: filters are divided among devices.
+    assert report["counts"]["adams: input channels"] > 0
+    assert report["counts"]["adams: output channels"] == 0
