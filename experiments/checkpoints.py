@@ -42,6 +42,7 @@ from experiments.orbax_io import (
 __all__ = ["CheckpointError", "Checkpoints", "digest"]
 
 _KEEP = 2
+_UNFINISHED = ".orbax-checkpoint-tmp"  # ends the name of what is not complete
 
 
 class CheckpointError(Exception):
@@ -56,6 +57,7 @@ class Checkpoints:
         self._writer: Any = None
         self._reader: Any = None  # the writer, where there is one process
         self._writing: int | None = None  # the step that Orbax may still be at
+        self._failed: list[BaseException] = []  # to write, here
 
     def steps(self) -> list[int]:
         """The steps of the complete checkpoints, from old to new."""
@@ -104,7 +106,8 @@ class Checkpoints:
         """Raises a CheckpointError if the last one is known to have failed."""
         # Not Orbax's check_for_errors: it takes the error away from the thread that
         # would delete the oldest checkpoint if all were well.
-        if self._writer is not None and not self._writer.is_saving_in_progress():
+        writer = self._writer
+        if self._failed or (writer is not None and not writer.is_saving_in_progress()):
             self.wait()
 
     def wait(self) -> None:
@@ -184,7 +187,13 @@ class Checkpoints:
         return time.perf_counter() - began
 
     def close(self) -> None:
-        """Waits for what is being written, and lets go; errors are no longer told."""
+        """Waits for what is being written, and lets go; errors are no longer told.
+
+        Where other processes write, too, it does not wait: they may be lost.
+        """
+        writer = self._writer
+        if several() and writer is not None and writer.is_saving_in_progress():
+            self._writer = None
         for manager in {id(m): m for m in (self._writer, self._reader) if m}.values():
             try:
                 manager.close()
@@ -194,7 +203,7 @@ class Checkpoints:
 
     def _open_writer(self) -> Any:
         if self._writer is None:
-            self._writer = open_writer(self.path, _KEEP)
+            self._writer = open_writer(self.path, _KEEP, self._failed)
         return self._writer
 
     def _open_reader(self) -> Any:
@@ -229,9 +238,11 @@ class Checkpoints:
     def _failure(self, error: Exception) -> CheckpointError:
         """Clears away what was half-written, and says what is left."""
         step, self._writing = self._writing, None
+        if several():
+            self._writer = None  # this process ends; to close it would be to wait
         self.close()
         if is_primary():
-            for unfinished in self.path.glob("*.orbax-checkpoint-tmp"):
+            for unfinished in self.path.glob(f"*{_UNFINISHED}"):
                 shutil.rmtree(unfinished, ignore_errors=True)
         good = [s for s in self.steps() if s != step]
         kept = f"the last good one, of step {good[-1]}, is kept" if good else "none yet"

@@ -3,7 +3,7 @@
 import logging
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,11 @@ from experiments.distributed import several
 _BARRIER_SECONDS = 300  # after which a process that waits for others gives up
 
 
-def open_writer(path: Path, keep: int) -> Any:
-    """A manager that all processes write with, together; it keeps the newest few."""
+def open_writer(path: Path, keep: int, failed: list[BaseException]) -> Any:
+    """A manager that all processes write with, together; it keeps the newest few.
+
+    What goes wrong in this one of several processes is added to ``failed``.
+    """
     everyone = set(range(jax.process_count())) if several() else None
     options = orbax().CheckpointManagerOptions(
         max_to_keep=keep,
@@ -27,9 +30,29 @@ def open_writer(path: Path, keep: int) -> Any:
         multiprocessing_options=orbax().options.MultiprocessingOptions(
             active_processes=everyone
         ),
-        async_options=orbax().AsyncOptions(timeout_secs=_BARRIER_SECONDS),
+        async_options=orbax().AsyncOptions(
+            timeout_secs=_BARRIER_SECONDS,
+            barrier_sync_fn=_barrier(everyone, failed) if everyone else None,
+        ),
     )
     return orbax().CheckpointManager(path, options=options)
+
+
+def _barrier(everyone: set[int], failed: list[BaseException]) -> Callable[..., None]:
+    """Waits for all processes, but not with an error that they know nothing of.
+
+    Orbax meets them even then, and would wait for minutes before it told of the error.
+    """
+    meet = orbax().multihost.get_barrier_sync_fn(processes=everyone)
+
+    def barrier(key: str, timeout_ms: int) -> None:
+        error = sys.exc_info()[1]
+        if error is not None:
+            failed.append(error)
+            raise error
+        meet(key=key, timeout_ms=timeout_ms)
+
+    return barrier
 
 
 def open_reader(path: Path) -> Any:
