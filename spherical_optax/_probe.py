@@ -14,6 +14,15 @@ from spherical_optax.geometry import working_dtype
 
 Points = list[np.ndarray]
 
+# The part of a perturbation that leaves most signs as they are.
+NEAR = 0.2
+# What JAX raises where Python looks at a value.
+NOT_TRACEABLE = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+
 
 class Evaluation(NamedTuple):
     """A point, the loss there and its gradients, one array a leaf."""
@@ -24,7 +33,9 @@ class Evaluation(NamedTuple):
 
 
 class Probe:
-    """A loss as a compiled function of the floating point leaves of its parameters.
+    """A loss as a function of the floating point leaves of its parameters.
+
+    It is compiled, unless it looks at values in Python, with an ``if`` say.
 
     Attributes:
       indices: which leaves of the parameters those are.
@@ -53,12 +64,13 @@ class Probe:
         )
         self._loss, jaxpr = self._choose_types(loss, narrow)
         self.precision = _precision(jaxpr, self.start)
-        self._compiled = jax.jit(jax.value_and_grad(self._loss))
+        evaluate = jax.value_and_grad(self._loss)
+        self._evaluate = evaluate if jaxpr is None else jax.jit(evaluate)
 
     def __call__(self, point: Points) -> Evaluation:
         """The loss and its gradients at a point."""
         with jax.default_matmul_precision("highest"):
-            loss, gradients = self._compiled(point, self._arrays)
+            loss, gradients = self._evaluate(point, self._arrays)
         return Evaluation(point, float(loss), [np.asarray(g) for g in gradients])
 
     def evaluate_start(self) -> Evaluation:
@@ -85,6 +97,27 @@ class Probe:
         raise AssertionError
 
     def _trace(self, loss):
+        """The loss as a program; None if it cannot be one."""
+        try:
+            return self._trace_twice(loss)
+        except NOT_TRACEABLE:
+            result = loss([jnp.asarray(x) for x in self.start], self._arrays)
+            _check_real_number(jax.tree.map(jnp.asarray, result))
+            return None
+        except jax.errors.UnexpectedTracerError as error:
+            raise ValueError(
+                "loss_fn must return the same number for the same input, but it keeps"
+                " arrays from one call to the next: fix its random keys"
+            ) from error
+        except Exception as error:
+            if type(error).__name__ != "TraceContextError":  # of Flax NNX
+                raise
+            raise ValueError(
+                "loss_fn must return the same number for the same input, but it changes"
+                " a model that it shares with others: call nnx.merge(..., copy=True)"
+            ) from error
+
+    def _trace_twice(self, loss):
         """The loss as a program; the same one if it is traced again."""
         with jax.default_matmul_precision("highest"):
             (jaxpr, result), (again, _) = (
@@ -103,29 +136,39 @@ class Probe:
         return jaxpr
 
 
-def perturb(start: Points, rng: np.random.Generator, strength: float = 1.0) -> Points:
+def perturb(
+    start: Points,
+    rng: np.random.Generator,
+    strength: float = 1.0,
+    amplification: Sequence[float] | None = None,
+    near: bool = False,
+) -> Points:
     """Draws a point around ``start``: at strength 1, half of each leaf is noise.
 
-    Noise is as large as the leaf. Where a leaf is small or zero, as biases and last
-    layers are at initialization, noise is what an initializer would give, so that no
-    dependence hides behind a zero.
+    Noise is as large as the leaf, and ``near`` the start a part of that, so that most
+    signs are kept. Where a leaf is small or zero, as biases and last layers are at
+    initialization, noise is what an initializer would give, near or not, times the
+    amplification of the leaf, so that no dependence hides behind a zero.
     """
-    angle = strength * math.pi / 4
+    amplification = [1.0] * len(start) if amplification is None else amplification
 
-    def leaf(x: np.ndarray) -> np.ndarray:
+    def leaf(x: np.ndarray, factor: float) -> np.ndarray:
         noise = rng.standard_normal(x.shape, np.float32)
         if np.iscomplexobj(x):
             noise = noise + 1j * rng.standard_normal(x.shape, np.float32)
-        rms = math.sqrt(float(np.mean(np.abs(x.astype(_wide(x))) ** 2)))
+        rms = math.sqrt(float(np.mean(np.abs(wide(x)) ** 2)))
         usual = 0.5 if x.ndim < 2 else math.sqrt(x.shape[-1] / x.size)
-        scale = math.sin(angle) * max(rms, usual)
+        small = rms < usual / 2
+        angle = math.pi / 4 * strength * (NEAR if near and not small else 1.0)
+        scale = math.sin(angle) * (factor * usual if small else max(rms, usual))
         return (math.cos(angle) * x + scale * noise).astype(x.dtype)
 
-    return [leaf(x) for x in start]
+    return [leaf(x, factor) for x, factor in zip(start, amplification, strict=True)]
 
 
-def _wide(x: np.ndarray) -> type:
-    return np.complex128 if np.iscomplexobj(x) else np.float64
+def wide(x: np.ndarray) -> np.ndarray:
+    """The array in double precision: squares of small or large numbers are in range."""
+    return x.astype(np.complex128 if np.iscomplexobj(x) else np.float64)
 
 
 def _is_array(leaf: Any) -> bool:
@@ -195,7 +238,8 @@ def _same(first: Sequence[Any], second: Sequence[Any]) -> bool:
 
 def _precision(jaxpr: Any, start: Points) -> float:
     """The largest spacing near 1 among the types that a program computes in."""
-    dtypes = {np.dtype(x.dtype) for x in start} | set(_dtypes(jaxpr.jaxpr))
+    dtypes = {np.dtype(x.dtype) for x in start}
+    dtypes |= set() if jaxpr is None else set(_dtypes(jaxpr.jaxpr))
     inexact = [t for t in dtypes if jnp.issubdtype(t, jnp.inexact)]
     return max((float(jnp.finfo(t).eps) for t in inexact), default=0.0)
 

@@ -1,0 +1,314 @@
+"""Searches the finest label for which a loss does not see the scale of a leaf."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from spherical_optax import geometry
+from spherical_optax._probe import Evaluation, Points, Probe, perturb, wide
+from spherical_optax.labels import ChannelAxesTable
+
+# Above this part of the tolerance, scale has to matter less for larger weights.
+FADING = 0.2
+# A gradient this small next to the largest is taken for rounding errors.
+NEGLIGIBLE = 1e-6
+# One that changes by so much when weights change in their last digit is, too.
+NOISE = 0.5
+# Small leaves are perturbed until they count for this part of what others do, but by
+# so many times as much at most.
+AMPLIFIED_TO, AMPLIFIED = 0.3, 1e3
+# Powers of two: weights are scaled without rounding, and where the scale does not
+# matter, everything after them is rounded alike.
+FACTORS = (0.5, 2.0, 4.0)
+# Gradients are inversely proportional to the scale, up to so much of their length.
+DISAGREEMENT = 0.25
+# Programs whose numbers are spaced wider than this next to 1 have noisy gradients.
+COARSE = 1e-4
+
+
+class MeasuredLeaf:
+    """What is known of one leaf while it is measured.
+
+    Attributes:
+      candidates: the labels that may hold, the finest first.
+      alive: at how many points a gradient reached it.
+      dead: whether close to the start its gradient is exactly zero.
+      noise: of its gradient, relative.
+      known: False where no gradient reached it.
+      passed: labels that gradients allow and that are yet to be confirmed, with the
+        worst cosine.
+      label: the one that was confirmed.
+    """
+
+    def __init__(self, path: str, shape: tuple[int, ...], table: ChannelAxesTable):
+        self.path, self.shape = path, shape
+        self.candidates = _candidates(shape, table)
+        self.alive, self.dead, self.noise, self.known = 0, False, 0.0, False
+        self.passed: list[tuple[str, float]] = []
+        self.label: str | None = None
+        self.cosine = self.loss_change = math.nan
+
+
+class Search:
+    """Finds the finest label that holds for each leaf."""
+
+    def __init__(
+        self,
+        probe: Probe,
+        leaves: list[MeasuredLeaf],
+        table: ChannelAxesTable,
+        tolerance: float,
+        rng: np.random.Generator,
+    ):
+        self.probe, self.leaves, self.table, self.rng = probe, leaves, table, rng
+        self.tolerance = tolerance
+
+    def run(self) -> None:
+        """Tests gradients at every point, then the loss, then coarser labels.
+
+        The first point is far from the start; at the second small leaves, biases for
+        instance, are perturbed until they count as much as others do; the third is so
+        close that a unit that is dead at the start is dead there.
+        """
+        first = self._evaluate_nearby()
+        self._measure_noise(first)
+        second = self._evaluate_nearby(self._amplification(first))
+        near = self._evaluate_nearby(near=True)
+        if self.probe.precision > COARSE:
+            self._measure_noise(second)
+            self._measure_noise(near)
+        self.bases = [first, second]
+        cosines = [self._cosines(evaluation) for evaluation in (first, second, near)]
+        for i, leaf in enumerate(self.leaves):
+            leaf.dead = not np.any(near.gradients[i])
+            self._judge(leaf, [found[i] for found in cosines])
+        while waiting := [x for x in self.leaves if x.passed and x.label is None]:
+            self._confirm(waiting)
+
+    def _evaluate_nearby(
+        self, amplification: Sequence[float] | None = None, near: bool = False
+    ) -> Evaluation:
+        """A random point at which the loss and its gradients are finite."""
+        for halvings in range(6):
+            strength = 0.5**halvings
+            point = perturb(self.probe.start, self.rng, strength, amplification, near)
+            evaluation = self.probe(point)
+            finite = all(np.all(np.isfinite(g)) for g in evaluation.gradients)
+            if finite and math.isfinite(evaluation.loss):
+                return evaluation
+        raise ValueError(
+            "loss_fn must be finite near params: neither it nor its gradients were, at"
+            " any of the points that were tried"
+        )
+
+    def _measure_noise(self, evaluation: Evaluation) -> None:
+        """How much gradients change where the weights change by their rounding."""
+        spacing = self.probe.precision
+        nudged = self.probe(
+            [
+                (x * (1 + 2 * spacing * self.rng.standard_normal(x.shape))).astype(
+                    x.dtype
+                )
+                for x in evaluation.point
+            ]
+        )
+        for leaf, g, other in zip(
+            self.leaves, evaluation.gradients, nudged.gradients, strict=True
+        ):
+            if np.any(g):
+                change = _length(wide(other) - wide(g)) / _length(g)
+                leaf.noise = max(leaf.noise, change)
+
+    def _amplification(self, evaluation: Evaluation) -> list[float] | None:
+        """By how much to perturb small leaves more, so that their size hides nothing.
+
+        Until they count for a part of what the leaf that counts most does. A leaf
+        without gradient, or with nothing but rounding errors, is left alone, and so is
+        a program whose rounding errors are large.
+        """
+        if self.probe.precision > COARSE:
+            return None
+        strengths = [_strength(g, x) for g, x in _pairs(evaluation)]
+        wanted = AMPLIFIED_TO * max(strengths)
+        return [
+            min(max(wanted / strength, 1.0), AMPLIFIED)
+            if leaf.noise < NOISE and strength > NEGLIGIBLE * wanted
+            else 1.0
+            for leaf, strength in zip(self.leaves, strengths, strict=True)
+        ]
+
+    def _cosines(self, evaluation: Evaluation) -> list[dict[str, np.ndarray]]:
+        """The cosine of every group at a point; NaN where there is no gradient."""
+        pairs = _pairs(evaluation)
+        strengths = [_strength(g, x) for g, x in pairs]
+        least = NEGLIGIBLE * max(strengths)
+        cosines: list[dict[str, np.ndarray]] = [{} for _ in pairs]
+        for leaf, (g, x), strength, found in zip(
+            self.leaves, pairs, strengths, cosines, strict=True
+        ):
+            leaf.alive += strength > least and leaf.noise < NOISE
+            for label in leaf.candidates:
+                axes = _group_axes(leaf.shape, self.table[label])
+                lengths = _lengths(g, axes) * _lengths(x, axes)
+                radial = np.abs(np.sum(np.real(g * x), axes))
+                with np.errstate(divide="ignore", invalid="ignore"):
+                    found[label] = np.where(lengths > least, radial / lengths, np.nan)
+        return cosines
+
+    def _judge(self, leaf: MeasuredLeaf, results: list[dict[str, np.ndarray]]) -> None:
+        """Keeps the labels for which no group's gradient has a radial part.
+
+        Some group must have been seen at two points at least.
+        """
+        if leaf.dead or not leaf.alive:
+            return
+        leaf.known = not leaf.candidates
+        for label in leaf.candidates:
+            cosines = np.stack([result[label] for result in results])
+            known = ~np.isnan(cosines)
+            if not known.any():
+                continue
+            worst = float(np.nanmax(cosines))
+            leaf.cosine = worst if math.isnan(leaf.cosine) else min(leaf.cosine, worst)
+            size = math.prod(leaf.shape) / cosines[0].size
+            orthogonal = worst <= self._allowed(leaf, self.tolerance) / math.sqrt(size)
+            seen = np.max(np.sum(known, axis=0)) >= 2
+            if orthogonal and seen:
+                leaf.passed.append((label, worst))
+            leaf.known |= bool(seen or not orthogonal)
+
+    def _allowed(self, leaf: MeasuredLeaf, tolerance: float) -> float:
+        """The part of the cosine of random vectors that a leaf may have."""
+        noise = leaf.noise if self.probe.precision > COARSE else 0.0
+        return min(tolerance + 3 * noise, 0.5)
+
+    def _confirm(self, leaves: list[MeasuredLeaf]) -> None:
+        """Scales the groups of all leaves at once; halves the list where it matters."""
+        changes = [self._change_of_loss(base, leaves) for base in self.bases]
+        for leaf in leaves:
+            leaf.loss_change = max(relative for relative, _ in changes)
+        if all(stays for _, stays in changes):
+            for leaf in leaves:
+                leaf.label, leaf.cosine = leaf.passed[0]
+        elif len(leaves) > 1:
+            half = len(leaves) // 2
+            self._confirm(leaves[:half])
+            self._confirm(leaves[half:])
+        else:
+            del leaves[0].passed[0]
+
+    def _change_of_loss(
+        self, base: Evaluation, leaves: list[MeasuredLeaf]
+    ) -> tuple[float, bool]:
+        """The relative change of the loss, and whether all is as it has to be.
+
+        The change is small next to what a turn of the same groups, by an angle of order
+        1, would make, as estimated from the gradient; and gradients are inversely
+        proportional to the scale.
+        """
+        chosen = [i for i, leaf in enumerate(self.leaves) if leaf in leaves]
+        point: Points = list(base.point)
+        factors, turns = {}, []
+        for i in chosen:
+            axes = self.table[self.leaves[i].passed[0][0]] or ()
+            groups = geometry.group_shape(self.leaves[i].shape, axes)
+            drawn = self.rng.choice(FACTORS, groups)
+            factors[i] = drawn if np.any(drawn > 1) else 1 / drawn
+            point[i] = (point[i] * factors[i]).astype(point[i].dtype)
+            inside = geometry.group_axes(len(groups), axes)
+            lengths = _lengths(base.gradients[i], inside) * _lengths(
+                base.point[i], inside
+            )
+            size = geometry.group_size(self.leaves[i].shape, axes)
+            turns.append(_length(lengths) / math.sqrt(size))
+        there = self.probe(point)
+        change = abs(there.loss - base.loss)
+        turn = max(min(turns), 1e-3 * max(turns))
+        rounding = max(4e-6, self.probe.precision) * abs(base.loss)
+        stays = change <= 2 * self.tolerance * turn + rounding and all(
+            _agree(factors[i] * wide(there.gradients[i]), wide(base.gradients[i]))
+            and self._fades(self.leaves[i], base, there, i, factors[i])
+            for i in chosen
+        )
+        return change / abs(base.loss) if base.loss else change, bool(stays)
+
+    def _fades(
+        self,
+        leaf: MeasuredLeaf,
+        base: Evaluation,
+        there: Evaluation,
+        i: int,
+        factors: np.ndarray,
+    ) -> bool:
+        """Whether the radial part of gradients is negligible, or falls as groups grow.
+
+        The epsilon of a normalization matters less where weights are larger; anything
+        else that depends on their scale matters more, or as much.
+        """
+        label, worst = leaf.passed[0]
+        axes = _group_axes(leaf.shape, self.table[label])
+        size = math.prod(leaf.shape) / factors.size
+        if worst <= self._allowed(leaf, FADING * self.tolerance) / math.sqrt(size):
+            return True
+        before, after = (
+            np.abs(np.sum(np.real(wide(e.gradients[i]) * wide(e.point[i])), axes))
+            for e in (base, there)
+        )
+        larger = np.squeeze(factors, axes) > 1
+        return float(np.sum(after[larger])) <= 0.5 * float(np.sum(before[larger]))
+
+
+def _pairs(evaluation: Evaluation) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Gradient and weights of every leaf."""
+    return [
+        (wide(g), wide(x))
+        for g, x in zip(evaluation.gradients, evaluation.point, strict=True)
+    ]
+
+
+def _strength(g: np.ndarray, x: np.ndarray) -> float:
+    """What a relative change of a whole leaf would do to the loss."""
+    return _length(g) * _length(x)
+
+
+def _length(x: np.ndarray) -> float:
+    return float(np.linalg.norm(np.ravel(wide(x))))
+
+
+def _lengths(x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    return np.sqrt(np.sum(np.abs(wide(x)) ** 2, axes))
+
+
+def _agree(g: np.ndarray, expected: np.ndarray) -> bool:
+    """Whether gradients agree, slice by slice of the last axis."""
+
+    def lengths(x):
+        return np.linalg.norm(x.reshape(-1, x.shape[-1] if x.ndim else 1), axis=0)
+
+    usual = np.sqrt(np.mean(lengths(expected) ** 2))
+    allowed = DISAGREEMENT * lengths(expected) + DISAGREEMENT / 5 * usual
+    return bool(np.all(lengths(g - expected) <= allowed))
+
+
+def _candidates(shape: tuple[int, ...], table: ChannelAxesTable) -> list[str]:
+    """The labels that may hold for a leaf, the finest first.
+
+    Not those for which a leaf has too few axes, or groups of a single weight: there
+    orthogonal to the weights means no gradient at all.
+    """
+    sizes = {}
+    for label, axes in table.items():
+        if axes is None:
+            continue
+        try:
+            size = geometry.group_size(shape, axes)
+        except ValueError:
+            continue
+        if size >= 2:
+            sizes[label] = size
+    return sorted(sizes, key=lambda label: sizes[label])
+
+
+def _group_axes(shape: tuple[int, ...], axes: Sequence[int] | None) -> tuple[int, ...]:
+    return geometry.group_axes(len(shape), axes or ())
