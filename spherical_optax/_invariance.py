@@ -115,18 +115,19 @@ def detect_invariance(
 
     A loss does not depend on the scale of a group exactly when its gradient is
     orthogonal to the group (Euler). At several points around ``params``, with every
-    leaf perturbed, and small ones by as much as an initializer would give, each group is
-    asked for
+    leaf perturbed, and small ones by as much as an initializer would give, each group
+    is asked for
 
     .. math::
       \frac{|\langle g, x\rangle|}{|g|\,|x|} \le \frac{\text{tolerance}}{\sqrt{d}}
 
     where :math:`d` is the size of the group and :math:`1 / \sqrt d` the cosine that two
     random vectors have. What passes is confirmed: all its groups are scaled by random
-    factors, and the loss has to stay, and gradients to shrink as the weights grow; a
-    cosine above a fifth of what is allowed also has to shrink so, as one does that is due
-    to the ``epsilon`` inside of a normalization. Of the labels that hold, the finest wins:
-    ``"filter"`` before ``"layer"``; a leaf for which none holds is ``"euclidean"``.
+    factors, and the loss has to stay, and gradients to shrink as the weights grow. A
+    cosine above a fifth of what is allowed has to shrink with them, as one does that
+    is due to the ``epsilon`` inside of a normalization. Of the labels that hold, the
+    finest wins: ``"filter"`` before ``"layer"``; a leaf for which none holds is
+    ``"euclidean"``.
 
     Args:
       loss_fn: ``loss_fn(params, *args)`` returns a real number; any function of any
