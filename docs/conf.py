@@ -13,9 +13,9 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 sys.path[:0] = [str(ROOT), str(HERE)]
 
+import formulas  # noqa: E402
 import pictures  # noqa: E402
 from docutils import nodes  # noqa: E402
-from latex2mathml.converter import convert  # noqa: E402
 
 import spherical_optax  # noqa: E402
 
@@ -72,14 +72,13 @@ def setup(app):
 
 def write_inline(translator, node):
     """Writes a formula within a line."""
-    translator.body.append(convert(node.astext()))
+    translator.body.append(formulas.inline(node.astext()))
     raise nodes.SkipNode
 
 
 def write_block(translator, node):
-    """Writes a formula of its own, as wide as it is: a narrow page scrolls."""
-    formula = convert(node.astext().strip(), display="block")
-    translator.body.append(f'<div class="formula">{formula}</div>')
+    """Writes a formula of its own."""
+    translator.body.append(formulas.block(node.astext()))
     raise nodes.SkipNode
 
 

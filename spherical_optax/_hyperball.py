@@ -100,7 +100,8 @@ def hyperball(
 
     Returns:
       An optimizer. ``update`` needs the parameters. A group whose direction is zero
-      stays where it is.
+      keeps its own. A group that is zero at ``init`` has an initial radius of 0 and
+      stays there: give such leaves another label.
 
     Raises:
       ValueError: ``base`` is no transformation, the radius is neither a positive
@@ -128,7 +129,8 @@ def hyperball(
       adversarial steps leave the sphere and are taken back before the outer step,
       which ends on it. Around it, :func:`optax.contrib.schedule_free` makes little
       sense: it adds the step, which ends on the sphere from the averaged weights, to
-      its other sequence of points, so that it learns but keeps no norm.
+      its other sequence of points, so that it learns but keeps no norm. As ``base`` it
+      makes none: the points that it keeps would not follow the weights.
 
     References:
       Wen et al., `Fantastic pretraining optimizers and where to find them II:
@@ -195,6 +197,10 @@ def adamh(
       >>> params = {"dense": jnp.ones((8, 4)), "bias": jnp.zeros(4)}
       >>> state = optimizer.init(params)
       >>> updates, state = optimizer.update(params, state, params)
+
+    Differences:
+      As for :func:`hyperball`, the paper takes a whole matrix for a group: label
+      ``"layer"``.
 
     References:
       Wen et al., `Fantastic pretraining optimizers and where to find them II:

@@ -79,6 +79,9 @@ def rescale_and_transport(
       >>> state = optimizer.init(params)
       >>> updates, state = optimizer.update(params, state, params)
 
+    Differences:
+      The paper does so with the moments of AdamS and of SGD alone: AdamSRT and SGD-MRT.
+
     References:
       Roburin et al., `Spherical perspective on learning with normalization layers
       <https://arxiv.org/abs/2006.13382>`_, 2020

@@ -127,6 +127,79 @@ def test_corrected_weight_decay(x64):
     )
 
 
+SHAPES = [(7,), (5, 3), (1, 4), (4, 1), (2, 3, 5), (3, 3, 2, 4), (2, 1, 3, 2, 2)]
+
+
+def random_layouts(seed):
+    """Leaves of every rank with any of their axes as channel axes, and their table."""
+    rng = np.random.default_rng(seed)
+    shapes, table = {}, {"euclidean": None}
+    for shape in SHAPES:
+        count = rng.integers(0, len(shape))  # at least one axis is left for the group
+        chosen = rng.permutation(len(shape))[:count]
+        signs = rng.integers(0, 2, count) * len(shape)  # from the end, too
+        label = f"{'x'.join(map(str, shape))}"
+        shapes[label] = shape
+        table[label] = tuple(int(axis) for axis in chosen - signs)
+    return shapes, table
+
+
+def adam_or_muon(axes, ndim):
+    return reference.muon(axes) if ndim >= 2 else reference.adam()
+
+
+ANYWHERE = {
+    "hyperball": (
+        lambda radius, kw: so.hyperball(optax.trace(0.9), 0.05, radius=radius, **kw),
+        lambda x, axes, r: reference.hyperball(x, axes, reference.momentum(), 0.05, r),
+    ),
+    "adamh": (
+        lambda radius, kw: so.adamh(0.05, radius=radius, **kw),
+        lambda x, axes, r: reference.hyperball(x, axes, reference.adam(), 0.05, r),
+    ),
+    "muonh": (
+        lambda radius, kw: so.muonh(0.05, radius=radius, **kw),
+        lambda x, axes, r: reference.hyperball(
+            x, axes, adam_or_muon(axes, x.ndim), 0.05, r
+        ),
+    ),
+    "rotational": (
+        lambda _, kw: so.rotational(optax.scale_by_adam(), 0.05, 0.1, **kw),
+        lambda x, axes, _: reference.rotational(x, axes, reference.adam(), 0.05, 0.1),
+    ),
+    "project_to_norm": (
+        lambda radius, kw: optax.chain(
+            optax.sgd(0.05), so.project_to_norm(2, radius, **kw)
+        ),
+        lambda x, axes, r: reference.projected(x, axes, 0.05, 2, r),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "radius"),
+    [
+        ("hyperball", "initial"),
+        ("hyperball", "current"),
+        ("adamh", 0.7),
+        ("muonh", "initial"),
+        ("rotational", "initial"),
+        ("project_to_norm", "current"),
+        ("project_to_norm", 0.7),
+    ],
+)
+def test_any_shape_and_any_axes(name, radius, x64):
+    make, leaf = ANYWHERE[name]
+    seed = len(name) + len(str(radius))
+    shapes, table = random_layouts(seed)
+    optimizer = make(radius, {"labels": {k: k for k in shapes}, "channel_axes": table})
+    coroutine = reference.tree(
+        lambda x, axes: leaf(x, axes, radius), random_tree(seed, shapes), table
+    )
+    compiled = optax.GradientTransformation(optimizer.init, jax.jit(optimizer.update))
+    compare(compiled, coroutine, gradients_of(seed, shapes=shapes))
+
+
 # ---------------------------------------------------------------- norms
 
 STEPS = 10_000
@@ -250,6 +323,21 @@ def test_over_the_whole_of_muon():
         if make is not so.muonh:
             expected = updates["conv"]
     np.testing.assert_allclose(updates["conv"], expected, atol=1e-5)
+
+
+def test_muon_put_back_on_its_sphere():
+    spec = contrib.MuonDimensionNumbers((0, 1, 2), 3)
+    optimizer = optax.chain(
+        contrib.muon(0.05, muon_weight_dimension_numbers={"conv": spec}),
+        so.project_to_norm(),
+    )
+    params = start = start_of(3)
+    state, before = optimizer.init(params), goal_loss(params)
+    step = jax.jit(cases.make_step(optimizer))
+    for _ in range(30):
+        params, state = step(params, state, jax.grad(goal_loss)(params))
+    assert norm_off(params, start) < 1e-6
+    assert float(goal_loss(params)) < float(before) - 3
 
 
 def test_inside_schedule_free():
