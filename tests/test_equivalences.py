@@ -9,6 +9,7 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.datasets import load_digits
 from trajectories import follow_slowly, random_tree
 
 import spherical_optax as so
@@ -260,6 +261,62 @@ def test_equilibrium(name):
         extra = {"group_size": INPUTS, "gradient_norm": rms(slope)}
     predicted = so.equilibrium_rotation(name.split()[0], **hyperparameters, **extra)
     np.testing.assert_allclose(rms(found.angle), predicted, rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "predicted"),
+    [
+        (
+            l2(0.01, optax.sgd(0.05, momentum=0.9)),
+            so.equilibrium_rotation("sgd", 0.05, 0.01, momentum=0.9),
+        ),
+        (
+            optax.adamw(0.01, weight_decay=0.1),
+            so.equilibrium_rotation("adamw", 0.01, 0.1),
+        ),
+    ],
+    ids=["sgd", "adamw"],
+)
+def test_equilibrium_of_a_network_that_learns(optimizer, predicted):
+    """Handwritten digits: the angles of both layers, over the last third of a run."""
+    digits = load_digits()
+    images, classes = jnp.float32(digits.data / 16 - 0.3), jnp.asarray(digits.target)
+    labels = {"first": "filter", "second": "filter", "head": "euclidean"}
+    monitored = so.monitor_sphere(optimizer, labels=labels)
+
+    def loss_fn(params, batch):
+        x = images[batch]
+        for name in ("first", "second"):
+            x = x @ params[name]
+            x = jax.nn.relu((x - x.mean(0)) / jnp.sqrt(x.var(0) + 1e-8))
+        losses = optax.softmax_cross_entropy_with_integer_labels(
+            x @ params["head"], classes[batch]
+        )
+        return jnp.mean(losses)
+
+    def step(carry, key):
+        params, state = carry
+        batch = jax.random.choice(key, len(images), (32,))
+        loss, grads = jax.value_and_grad(loss_fn)(params, batch)
+        updates, state = monitored.update(grads, state, params)
+        angles = {path: x.angle for path, x in so.sphere_statistics(state).items()}
+        return (optax.apply_updates(params, updates), state), (loss, angles)
+
+    @jax.jit
+    def run(params):
+        keys = jax.random.split(jax.random.key(1), 3000)
+        return jax.lax.scan(step, (params, monitored.init(params)), keys)[1]
+
+    shapes = {"first": (64, 32), "second": (32, 32), "head": (32, 10)}
+    losses, angles = run(
+        {
+            name: jnp.float32(leaf / np.sqrt(len(leaf)))
+            for name, leaf in random_tree(0, shapes).items()
+        }
+    )
+    assert np.mean(losses[:10]) > 5 * np.mean(losses[-100:])
+    for path in ("first", "second"):
+        np.testing.assert_allclose(rms(angles[path][2000:]), predicted, rtol=0.1)
 
 
 def test_rotational_turns_so_from_the_first_step():
