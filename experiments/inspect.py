@@ -177,7 +177,7 @@ def main(args: Sequence[str] | None = None) -> int:
                 json.dumps(_to_json(options, rows), indent=2) + "\n"
             )
         except OSError as error:
-            say(f"error: --json: {error}", stderr=True)
+            say(f"error: --json: {options.json}: {error.strerror}", stderr=True)
             return errors.EXIT_USAGE
     wrong = sum(row.differs for row in rows)
     unknown = sum(not row.known for row in rows)
@@ -201,6 +201,7 @@ def _measure(options: Options) -> list[Row]:
         ("--image-shape", min(shape), 1),
         ("--classes", classes, 2),
         ("--batch-size", options.batch_size, 2),
+        ("--seed", options.seed, 0),
     ):
         if value < least:
             raise UsageError(f"{name} must be at least {least}, got {value}")

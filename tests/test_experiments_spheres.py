@@ -121,7 +121,11 @@ def test_a_run_with_right_rules_warns_of_nothing(tmp_path, capsys):
         (["--classes", "0"], "--classes must be at least 2, got 0"),
         (["--image-shape", "0", "8", "1"], "--image-shape must be at least 1, got 0"),
         (["--tolerance", "-1"], "tolerance"),
-        (["--json", "/nowhere/table.json"], "--json"),
+        (["--seed", "-1"], "--seed must be at least 0, got -1"),
+        (
+            ["--json", "/nowhere/table.json"],
+            "--json: /nowhere/table.json: No such file",
+        ),
     ],
 )
 def test_bad_options(args, message, capsys, monkeypatch):
