@@ -120,6 +120,10 @@ class Search:
                 change = _length(wide(other) - wide(g)) / _length(g)
                 leaf.noise = max(leaf.noise, change)
 
+    def _is_noise(self, leaf: MeasuredLeaf) -> bool:
+        """Whether a gradient is rounding errors; in 16 bits most are, to a part."""
+        return self.probe.precision <= COARSE and leaf.noise >= NOISE
+
     def _amplification(self, evaluation: Evaluation) -> list[float] | None:
         """By how much to perturb small leaves more, so that their size hides nothing.
 
@@ -133,7 +137,7 @@ class Search:
         wanted = AMPLIFIED_TO * max(strengths)
         return [
             min(max(wanted / strength, 1.0), AMPLIFIED)
-            if leaf.noise < NOISE and strength > NEGLIGIBLE * wanted
+            if strength > NEGLIGIBLE * wanted and not self._is_noise(leaf)
             else 1.0
             for leaf, strength in zip(self.leaves, strengths, strict=True)
         ]
@@ -147,7 +151,7 @@ class Search:
         for leaf, (g, x), strength, found in zip(
             self.leaves, pairs, strengths, cosines, strict=True
         ):
-            leaf.alive += strength > least and leaf.noise < NOISE
+            leaf.alive += strength > least and not self._is_noise(leaf)
             for label in leaf.candidates:
                 axes = _group_axes(leaf.shape, self.table[label])
                 lengths = _lengths(g, axes) * _lengths(x, axes)

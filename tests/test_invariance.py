@@ -82,6 +82,23 @@ def test_computed_in_bfloat16(name):
     assert labels == expected
 
 
+def test_a_deep_network_in_bfloat16():
+    """Its gradients are mostly rounding errors, and are not taken for none."""
+    names = [f"k{i}" for i in range(10)]
+
+    def loss(params, x):
+        for name in names:
+            x = relu(batch_norm(x @ params[name]))
+        return head(x, params["out"])
+
+    shapes = {"k0": (12, 16), **dict.fromkeys(names[1:], (16, 16)), "out": (16, 4)}
+    narrow = in_16_bits(loss, jnp.bfloat16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        labels = so.detect_invariance(narrow, start(shapes), vectors())
+    assert labels["out"] == E
+
+
 def test_parameters_in_bfloat16():
     """Also where the loss takes no other type."""
     loss, shapes, expected = MODELS["group_norm_right_behind"]
