@@ -21,9 +21,16 @@ from experiments.optimizers import OPTIMIZERS, flag, resolve_options
 from experiments.options import NAMES, PLACE, Config, Hyperparameters
 from experiments.periods import parse_period
 from experiments.protocols import PROTOCOLS, Names, Settings
-from experiments.values import parse_duration
+from experiments.values import parse_duration, parse_seeds
 
-__all__ = ["Config", "Hyperparameters", "first_difference", "parse", "to_json"]
+__all__ = [
+    "Config",
+    "Hyperparameters",
+    "first_difference",
+    "of_each_seed",
+    "parse",
+    "to_json",
+]
 
 _HYPERPARAMETERS = [field.name for field in dataclasses.fields(Hyperparameters)]
 # In a file with another optimizer these are left aside.
@@ -95,14 +102,37 @@ def parse(args: Sequence[str]) -> Config:
     check_dataset_name(config.dataset)
     _check_values(config)
     options = resolve_options(config.optimizer, config.hyperparameters.given())
-    label = dataset_label(config.dataset)
-    run = f"{label}-{config.model}-{config.optimizer}-seed{config.seed}"
+    if config.seeds is not None and "seed" in given:
+        raise UsageError("--seed and --seeds: give one of them")
     return dataclasses.replace(
         config,
         hyperparameters=Hyperparameters(**options),
-        out=config.out or Path("runs") / run,
+        # Of several seeds each has a folder of its own.
+        out=config.out or (run_folder(config) if config.seeds is None else None),
         sources=_sources(config, options, given, filed, settings),
     )
+
+
+def run_folder(config: Config) -> Path:
+    """Where a run goes that is not told where to."""
+    label = dataset_label(config.dataset)
+    run = f"{label}-{config.model}-{config.optimizer}-seed{config.seed}"
+    return Path("runs") / run
+
+
+def of_each_seed(config: Config) -> list[Config]:
+    """The runs that ``--seeds`` asks for: one for each seed, each in its own folder."""
+    assert config.seeds is not None
+    runs = []
+    for seed in parse_seeds(config.seeds):
+        run = dataclasses.replace(config, seed=seed, seeds=None)
+        run = dataclasses.replace(
+            run,
+            out=config.out / f"seed{seed}" if config.out else run_folder(run),
+            sources={**config.sources, "seed": "command line"},
+        )
+        runs.append(run)
+    return runs
 
 
 def to_json(config: Config) -> dict[str, Any]:
@@ -194,6 +224,8 @@ def _check_values(config: Config) -> None:
     parse_period("--checkpoint-every", config.checkpoint_every)
     if config.time_limit is not None:
         parse_duration("--time-limit", config.time_limit)
+    if config.seeds is not None:
+        parse_seeds(config.seeds)
     if config.sgd_milestones is not None and config.optimizer != "swats":
         raise UsageError(f"--sgd-milestones: {config.optimizer} has no SGD phase")
     if config.resume and config.overwrite:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from experiments.compiling import compile_ahead
 from experiments.config import Config
 from experiments.data import Dataset
 from experiments.errors import UsageError
@@ -21,7 +22,6 @@ from experiments.steps import (
     Means,
     Tally,
     TrainState,
-    compile_ahead,
     init_state,
     make_evaluate,
     make_train_step,

@@ -24,13 +24,13 @@ import numpy as np
 import optax
 import tyro
 
+from experiments.compiling import compile_ahead
 from experiments.errors import EXIT_FINISHED, EXIT_USAGE, UsageError, check_name
 from experiments.models import MODELS, label_spheres
 from experiments.optimizers import flag, make_optimizer, resolve_options
 from experiments.steps import (
     Step,
     Tally,
-    compile_ahead,
     init_state,
     make_train_step,
     repeat_step,

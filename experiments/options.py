@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     Fractions = tuple[float, ...] | None
     Pixels = int | None
     Span = str | None
+    Seeds = str | None
     Mesh = str | None
     Address = str | None
     Count = int | None
@@ -35,6 +36,7 @@ else:
     Name = _own(str, "{spherical,swats}")
     Fractions = _own(tuple[float, ...], "[FLOAT [FLOAT ...]]")
     Pixels, Span = _own(int, "INT"), _own(str, "SPAN")
+    Seeds = _own(str, "SEEDS")
     Mesh, Address = _own(str, "data=INT,fsdp=INT"), _own(str, "HOST:PORT")
     Count = _own(int, "INT")
 
@@ -121,6 +123,9 @@ class Config:
     seed: int = 0
     """Decides initial weights, order, augmentation and validation split; not the test
     split."""
+    seeds: Seeds = None
+    """In place of --seed: several, as 0..4 or 0,2,5, one after another, compiled once.
+    With --out, each in a folder of its own in it."""
     schedule: Literal["constant", "cosine", "step"] = "cosine"
     """The learning rate: constant, falling to 0 along a cosine, or in steps."""
     milestones: tuple[float, ...] = (1 / 3, 5 / 9, 7 / 9)
@@ -193,7 +198,7 @@ NAMES = ("dataset", "model", "optimizer", "protocol")
 """What is looked up before the rest is read."""
 
 PLACE = (
-    *("out", "overwrite", "resume", "checkpoint_every", "time_limit", "mesh"),
+    *("seeds", "out", "overwrite", "resume", "checkpoint_every", "time_limit", "mesh"),
     *("coordinator", "processes", "process"),
     *("check_labels", "tensorboard", "wandb", "config", "sources"),
 )

@@ -5,7 +5,7 @@ convolution inside a loop of the compiled program runs many times slower.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from experiments.compiling import compile_ahead
 from experiments.data import HasStatistics, normalize
 from experiments.mesh import Layout
 
@@ -130,26 +131,6 @@ def init_state(
     # It runs once: compiling it fast matters more than its speed.
     compiled = compile_ahead(init, key, options={"xla_backend_optimization_level": 0})
     return graph, optimizer, compiled(key)
-
-
-def compile_ahead(
-    function: Callable[..., Any],
-    *args: Any,
-    donate: int | Sequence[int] = (),
-    options: Mapping[str, Any] | None = None,
-) -> jax.stages.Compiled:
-    """Compiles a function for the shapes of ``args``, so that no timing has it.
-
-    Args:
-      function: a pure function of arrays.
-      *args: arguments of the shapes and types that it will be called with.
-      donate: positions of arguments whose buffers the call may reuse.
-      options: of the compiler.
-    """
-    options = dict(options or {})
-    if jax.default_backend() == "gpu":
-        options["xla_gpu_deterministic_ops"] = True  # the same bits in every run
-    return jax.jit(function, donate_argnums=donate).lower(*args).compile(options)
 
 
 def skipping(build: Build, most: int) -> Build:

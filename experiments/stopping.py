@@ -9,9 +9,16 @@ import threading
 import time
 from types import FrameType, TracebackType
 
+from experiments import errors
 from experiments.distributed import agree
 
 INTERRUPTED, TERMINATED, OUT_OF_TIME = "interrupted", "terminated", "out of time"
+
+EXIT_CODES = {
+    INTERRUPTED: errors.EXIT_INTERRUPTED,
+    TERMINATED: errors.EXIT_TERMINATED,
+    OUT_OF_TIME: errors.EXIT_OUT_OF_TIME,
+}
 
 _ORDER: tuple[str | None, ...] = (None, OUT_OF_TIME, TERMINATED, INTERRUPTED)
 _REASONS = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
@@ -36,14 +43,16 @@ class StopRequest:
 
     Attributes:
       reserve: seconds before the deadline that ending the run takes.
+      begun_at: when the first step could begin, on the clock of ``time.monotonic``;
+        None before.
     """
 
     def __init__(self, deadline: float | None = None, reserve: float = 0.0) -> None:
         """Takes the time to have ended by, on the clock of ``time.monotonic``."""
-        self.reserve = reserve
+        self.reserve = self._reserve = reserve
+        self.begun_at: float | None = None
         self._deadline = deadline
         self._requested: str | None = None
-        self._begun = False
 
     def __enter__(self) -> "StopRequest":
         # Only the main thread may have handlers; elsewhere signals are not delivered.
@@ -64,7 +73,11 @@ class StopRequest:
 
     def begin(self) -> None:
         """From now on a signal waits for the next check."""
-        self._begun = True
+        self.begun_at = time.monotonic()
+
+    def renew(self) -> None:
+        """Another run comes, which has not begun yet."""
+        self.reserve, self.begun_at = self._reserve, None
 
     def check(self, seconds: float = 0.0, due: bool = False) -> bool:
         """Raises a StoppedRun if a stop was requested, in this process or another.
@@ -90,8 +103,8 @@ class StopRequest:
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         reason = _REASONS[signal.Signals(number)]
-        if reason == INTERRUPTED and (not self._begun or self._requested):
+        if reason == INTERRUPTED and (self.begun_at is None or self._requested):
             raise KeyboardInterrupt
-        if not self._begun:
+        if self.begun_at is None:
             raise StoppedRun(reason)
         self._requested = reason

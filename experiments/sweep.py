@@ -54,7 +54,7 @@ from experiments.values import make_folder, parse_duration
 if TYPE_CHECKING:
     from optuna.trial import Trial
 
-_OURS = ("--out", "--overwrite", "--resume", "--config", "--time-limit")
+_OURS = ("--out", "--overwrite", "--resume", "--config", "--time-limit", "--seeds")
 _WORTH_STARTING = 10.0  # seconds; with less left no run is begun
 
 

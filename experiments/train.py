@@ -35,9 +35,10 @@ from experiments.keeper import Keeper, how_it_ended
 from experiments.plots import plot_learning_curves
 from experiments.progress import ProgressDisplay, say
 from experiments.runs import CONFIG, CURVES, SPHERES_FIGURE, RunFolder
+from experiments.seeds import train_each_seed
 from experiments.spheres import SPHERES, plot_spheres
 from experiments.stopping import (
-    INTERRUPTED,
+    EXIT_CODES,
     OUT_OF_TIME,
     TERMINATED,
     StoppedRun,
@@ -52,9 +53,7 @@ from experiments.values import parse_duration
 _EXIT_CODES = {
     FINISHED: errors.EXIT_FINISHED,
     NOT_FINITE: errors.EXIT_NON_FINITE,
-    TERMINATED: errors.EXIT_TERMINATED,
-    OUT_OF_TIME: errors.EXIT_OUT_OF_TIME,
-    INTERRUPTED: errors.EXIT_INTERRUPTED,
+    **EXIT_CODES,
 }
 
 
@@ -69,6 +68,8 @@ def main(args: Sequence[str] | None = None) -> int:
         # Python takes its modules down about as fast as it loaded them.
         with StopRequest(end, reserve=0.5 + 1.5 * loading) as stop:
             join(config.coordinator, config.processes, config.process)
+            if config.seeds is not None:
+                return train_each_seed(config, stop, began, train)
             return train(config, stop, began)
     except jax.errors.JaxRuntimeError as error:
         if several():

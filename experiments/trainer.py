@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 import spherical_optax as so
+from experiments.compiling import compile_ahead
 from experiments.config import Config
 from experiments.data import Dataset, Split, Stream, StreamedDataset, validation_split
 from experiments.distributed import agree
@@ -33,7 +34,6 @@ from experiments.steps import (
     Means,
     Tally,
     TrainState,
-    compile_ahead,
     finite_leaves,
     init_state,
     make_evaluate,

@@ -17,8 +17,8 @@ from experiments.bench.command import main
 from experiments.bench.rows import ROWS, Counterpart
 from experiments.bench.store import read
 from experiments.bench.trees import random_trees
+from experiments.compiling import compile_ahead
 from experiments.models.resnet import ResNet
-from experiments.steps import compile_ahead
 from spherical_optax.labels import leaves_with_paths
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded

@@ -10,11 +10,12 @@ import pytest
 from flax import nnx
 
 import spherical_optax as so
+from experiments.compiling import compile_ahead
 from experiments.errors import UsageError
 from experiments.models import label_spheres
 from experiments.models.resnet import ResNet
 from experiments.optimizers import OPTIMIZERS, make_optimizer, resolve_options
-from experiments.steps import compile_ahead, init_state
+from experiments.steps import init_state
 
 FAST_TO_COMPILE = {"xla_backend_optimization_level": 0}
 

@@ -15,13 +15,13 @@ import jax
 import pytest
 
 from experiments import grid, launch, measure_seeds, models
+from experiments.compiling import compile_ahead
 from experiments.config import parse, to_json
 from experiments.errors import UsageError
 from experiments.grid import choose_optimizers
 from experiments.launch import claim
 from experiments.reproduce import main
 from experiments.results import FINISHED, find_runs
-from experiments.steps import compile_ahead
 from experiments.values import parse_duration, parse_seeds
 
 ROOT = Path(__file__).parent.parent

@@ -7,10 +7,10 @@ import optax
 import pytest
 from flax import nnx
 
+from experiments.compiling import compile_ahead
 from experiments.data import Dataset, Split
 from experiments.steps import (
     Tally,
-    compile_ahead,
     init_state,
     make_evaluate,
     make_train_step,

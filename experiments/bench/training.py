@@ -14,10 +14,10 @@ from experiments.bench.jax_side import jax_step
 from experiments.bench.rows import ROWS
 from experiments.bench.torch_side import UnavailableError
 from experiments.bench.trees import model_shapes, random_trees
+from experiments.compiling import compile_ahead
 from experiments.models import MODELS, label_spheres
 from experiments.steps import (
     Tally,
-    compile_ahead,
     init_state,
     make_train_step,
     repeat_step,
