@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from image_files import some_images, write_folder
 from prepared_sets import prepare_mnist
 
 from experiments.data import (
@@ -142,6 +143,17 @@ def test_other_data_in_gzip_is_refused(archives, tmp_path):
         downloads.import_archives("mnist", [tmp_path / "a.bin.gz"])
 
 
+def test_damage_behind_a_rewritten_header_is_no_truncation(archives, tmp_path):
+    packed = bytearray(gzip.compress(b"images" * 100, mtime=0))
+    packed[-6] ^= 1
+    (tmp_path / "a.bin.gz").write_bytes(packed)
+    with pytest.raises(UsageError, match=r"a.bin.gz: wrong checksum, damaged"):
+        downloads.import_archives("mnist", [tmp_path / "a.bin.gz"])
+    (tmp_path / "a.bin.gz").write_bytes(packed[:-1])
+    with pytest.raises(UsageError, match=r"a.bin.gz: truncated"):
+        downloads.import_archives("mnist", [tmp_path / "a.bin.gz"])
+
+
 def test_an_import_that_was_cut_short_does_not_count(archives, monkeypatch):
     def full(source, target):
         Path(target).write_bytes(b"half")
@@ -247,9 +259,26 @@ def test_prepare_command(mnist, capsys):
     assert capsys.readouterr().out == message
 
 
+def test_prepare_a_folder(tmp_path, capsys):
+    write_folder(tmp_path / "pets", some_images(["cat", "dog"], 1, 1, (5, 7, 3)))
+    name = f"folder:{tmp_path / 'pets'}"
+    assert command("prepare", name, "--image-size", "4") == 0
+    said = capsys.readouterr()
+    assert said.out == f"{name}: 2 training and 2 test images, 2 classes\n"
+    assert "decoded 4 images" in said.err
+    assert command("prepare", name, "--image-size", "4") == 0
+    assert "decoded" not in capsys.readouterr().err
+    assert command("list") == 0
+    assert str(tmp_path / "pets") in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
+        (["prepare", "folder:nowhere"], "folder:nowhere: No such file"),
+        (["prepare", "folder:"], "NAME folder:PATH: names no folder"),
+        (["prepare", "digits", "--image-size", "4"], "--image-size: only for folder:"),
+        (["prepare", "imagenet2012", "--image-size", "4"], "--image-size: only for"),
         (["import", "mars", "file"], "NAME: unknown name 'mars'; known: mnist"),
         (["import", "mnist"], "no archive was named"),
         (["prepare", "mars"], "NAME: unknown name 'mars'; known: digits"),

@@ -78,12 +78,12 @@ def dataset_names() -> list[str]:
     return [*DATASETS, *STREAMED, f"{PREFIX}PATH"]
 
 
-def check_dataset_name(name: str) -> None:
+def check_dataset_name(name: str, option: str = "--dataset") -> None:
     """Raises a UsageError that lists the known names unless ``name`` is one."""
     if not name.startswith(PREFIX):
-        check_name("--dataset", name, dataset_names())
+        check_name(option, name, dataset_names())
     elif name == PREFIX:
-        raise UsageError(f"--dataset {PREFIX}PATH: names no folder or archive")
+        raise UsageError(f"{option} {PREFIX}PATH: names no folder or archive")
 
 
 def dataset_label(name: str) -> str:

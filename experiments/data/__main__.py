@@ -3,6 +3,7 @@
     python -m experiments.data list
     python -m experiments.data import fashion_mnist FILES...
     python -m experiments.data prepare cifar10
+    python -m experiments.data prepare folder:PATH
 
 Exit codes: 0 done; 1 something broke; 2 a name or file cannot be used; 130 Ctrl-C.
 """
@@ -16,7 +17,12 @@ from typing import Annotated
 import tyro
 
 from experiments import errors
-from experiments.data import DATASETS, STREAMED, load_dataset, load_streamed
+from experiments.data import (
+    STREAMED,
+    check_dataset_name,
+    load_dataset,
+    load_streamed,
+)
 from experiments.data.downloads import import_archives, needed_archives
 from experiments.data.files import say
 from experiments.data.listing import list_datasets
@@ -79,14 +85,17 @@ class Prepare:
     """Load a data set as training does: download, prepare and decode what is not."""
 
     name: Name
-    """Data set."""
+    """Data set; a folder or archive of yours is folder:PATH."""
+    image_size: int | None = None
+    """folder:PATH: height and width to bring all images to, as in training."""
 
     def run(self) -> None:
         """Loads the data set and says what is in it."""
-        streamed = self.name in STREAMED
-        if not streamed:
-            errors.check_name("NAME", self.name, [*DATASETS, *STREAMED])
-        dataset = (load_streamed if streamed else load_dataset)(self.name)
+        check_dataset_name(self.name, "NAME")
+        if self.name in STREAMED and self.image_size is None:
+            dataset = load_streamed(self.name)
+        else:
+            dataset = load_dataset(self.name, image_size=self.image_size)
         print(
             f"{self.name}: {len(dataset.train):,} training and {len(dataset.test):,}"
             f" test images, {dataset.num_classes} classes"

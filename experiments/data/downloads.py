@@ -7,7 +7,7 @@ address and checksum, with a file ``.INFO`` beside it.
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -133,10 +133,13 @@ def _import_one(name: str, file: Path, needed: Sequence[Needed]) -> Imported:
         if archive.checksum == checksum:
             _place(archive, lambda copy: shutil.copyfile(file, copy))
             return Imported(file, archive, restored=False)
-    restored = _restored(name, file, needed)
-    if restored is not None:
-        return restored
+    for archive, data in _with_headers(name, file, needed):
+        if hashlib.sha256(data).hexdigest() == archive.checksum:
+            _place(archive, lambda copy, data=data: copy.write_bytes(data))
+            return Imported(file, archive, restored=True)
+        candidates.append(archive)
     if candidates:
+        checksum = checksum or sha256_of(file)
         raise UsageError(
             f"{file}: wrong checksum, damaged or another file: sha256 {checksum}, where"
             f" {candidates[0].filename} has {candidates[0].checksum}"
@@ -144,20 +147,18 @@ def _import_one(name: str, file: Path, needed: Sequence[Needed]) -> Imported:
     raise UsageError(f"{file}: {_why_not(name, file.name, size, needed)}")
 
 
-def _restored(name: str, file: Path, needed: Sequence[Needed]) -> Imported | None:
-    """Imports a file that lacks nothing but an archive's own gzip header."""
+def _with_headers(
+    name: str, file: Path, needed: Sequence[Needed]
+) -> Iterator[tuple[Needed, bytes]]:
+    """What a file is with an archive's own gzip header, where that is as long as it."""
     headers = ORIGINAL_HEADERS.get(name)
     if headers is None or file.stat().st_size > 2 * max(a.size for a in needed):
-        return None
+        return
     rest = without_header(file.read_bytes())
-    if rest is None:
-        return None
     for archive in needed:
-        data = headers.get(archive.filename, b"") + rest
-        if hashlib.sha256(data).hexdigest() == archive.checksum:
-            _place(archive, lambda copy, data=data: copy.write_bytes(data))
-            return Imported(file, archive, restored=True)
-    return None
+        header = headers.get(archive.filename)
+        if rest is not None and header and len(header + rest) == archive.size:
+            yield archive, header + rest
 
 
 def _why_not(name: str, filename: str, size: int, needed: Sequence[Needed]) -> str:
