@@ -64,6 +64,9 @@ def test_runs_of_an_earlier_version_belong_to_those_of_today(runs):
     (column,) = columns(runs)
     (setting,) = column.settings
     assert len(setting.finished) == 2
+    assert "\nSettings: epochs " in report(runs)  # and nothing that changes nothing
+    add(runs, "adam", 2, 97.0, **{**ADDED_LATER, "accumulate": 2})
+    assert "\nSettings: accumulate 2, epochs " in report(runs)
 
 
 def test_mean_and_deviation_over_seeds(runs):

@@ -147,7 +147,7 @@ def _section_blocks(section: Section, out: Path) -> list[Block]:
     column = section.column
     blocks: list[Block] = [
         Heading(2, section.title),
-        Paragraph(f"Settings: {text.settings_line(column.config)}."),
+        Paragraph(f"Settings: {text.settings_line(text.chosen(column.config))}."),
         Heading(3, "Test accuracy"),
         *text.accuracy_blocks(column, section.published),
     ]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.config import ADDED_LATER
 from experiments.data import dataset_label
 from experiments.report.columns import Column, Setting, row_options
 from experiments.report.page import Block, Bullets, Code, Paragraph, Table
@@ -63,6 +64,13 @@ def settings_line(config: Mapping[str, Any]) -> str:
         n for n in config if n not in ("dataset", "model") and config[n] is not None
     ]
     return ", ".join(f"{name} {_value(config[name])}" for name in names)
+
+
+def chosen(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Options without those of a later version that change nothing here."""
+    return {
+        n: v for n, v in config.items() if n not in ADDED_LATER or v != ADDED_LATER[n]
+    }
 
 
 def mean_and_std(sample: Sample) -> str:
