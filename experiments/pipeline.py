@@ -10,7 +10,8 @@ from experiments.timing import EpochClock
 # never waits for Python, and Python never runs far ahead of the device.
 _CALLS_OF_ONE_STEP = 4
 _CALLS_OF_MANY_STEPS = 1
-# A call of many steps lasts about this long, as signals wait for its end.
+# A call of many steps lasts about this long, as signals wait for its end. Slow steps are
+# handed over so far ahead at most, though one always is.
 _SECONDS_A_CALL = 5.0
 _FIRST_CALL = 8  # steps, while it is not known how long one takes
 
@@ -59,7 +60,10 @@ class Pipeline:
 
     def full(self) -> bool:
         """Whether the oldest call is to be waited for before the next is made."""
-        return len(self._calls) > (self._depth if self._step_seconds else 0)
+        if not self._step_seconds:
+            return bool(self._calls)
+        soon_done = int(_SECONDS_A_CALL / self._step_seconds)
+        return len(self._calls) > max(1, min(self._depth, soon_done))
 
     def empty(self) -> bool:
         """Whether no call is on its way."""

@@ -142,3 +142,21 @@ def test_a_tally_that_is_done_is_not_waited_for():
     pipeline.stop()
     clock = pipeline.clock
     assert 0 < clock.outside <= clock.seconds
+
+
+@pytest.mark.parametrize(
+    ("seconds", "ahead"), [(0.001, 4), (1.0, 4), (2.0, 2), (4.0, 1), (60.0, 1)]
+)
+def test_slow_steps_are_not_handed_over_far_ahead(seconds, ahead):
+    """A signal waits for all that were: with steps of a minute not for five of them."""
+    pipeline = Pipeline(many_steps=False)
+    pipeline.begin_call()
+    pipeline.add(Tally.zero(), 1)
+    assert pipeline.full()  # it is not known yet how long a step takes
+    pipeline.oldest()
+    pipeline._step_seconds = seconds
+    for _ in range(ahead):
+        pipeline.add(Tally.zero(), 1)
+        assert not pipeline.full()
+    pipeline.add(Tally.zero(), 1)
+    assert pipeline.full()
