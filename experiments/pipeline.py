@@ -10,8 +10,8 @@ from experiments.timing import EpochClock
 # never waits for Python, and Python never runs far ahead of the device.
 _CALLS_OF_ONE_STEP = 4
 _CALLS_OF_MANY_STEPS = 1
-# A call of many steps lasts about this long, as signals wait for its end. Slow steps are
-# handed over so far ahead at most, though one always is.
+# A call of many steps lasts about this long, as signals wait for its end. Slow steps
+# are handed over so far ahead at most, though one always is.
 _SECONDS_A_CALL = 5.0
 _FIRST_CALL = 8  # steps, while it is not known how long one takes
 
