@@ -6,14 +6,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from spherical_optax import geometry
 from spherical_optax._checks import check_flag, check_numbers, is_traced, needs_params
+from spherical_optax._limits import bounded, capped, in_range, root_floor
 from spherical_optax._moments import (
     Number,
+    add_decayed_weights,
     bias_correction,
     cast_tree,
     ema,
     ema_of_squares,
     increment,
+    map_leaves,
     value_at,
     zeros_like_params,
     zeros_like_squares,
@@ -70,31 +74,37 @@ def scale_by_adabound(
             nu_max=zeros_like_squares(params) if amsbound else (),
         )
 
+    @jax.jit  # so that leaves of one shape are traced once for all
+    def leaf_step(g, m, v, v_max, corrected, lower, upper, floor):
+        mu, nu = ema(bounded(g), m, b1), ema_of_squares(bounded(g), v, b2)
+        nu_max = jnp.maximum(v_max, nu) if amsbound else nu
+        step = mu * jnp.clip(corrected / (jnp.sqrt(nu_max) + floor), lower, upper)
+        return cast_tree((step, mu, nu, nu_max), (g, m, v, v_max))
+
     def update_fn(updates, state, params=None):
         del params
         count = increment(state.count)
         rate = value_at(learning_rate, state.count)
         start = learning_rate(0) if callable(learning_rate) else rate
-        final = final_learning_rate * (rate / start if callable(learning_rate) else 1)
+        scaled = 1.0
+        if callable(learning_rate):
+            scaled = geometry.divide(rate, jnp.asarray(start, float))
+        final = capped(final_learning_rate * scaled)
         bias1, bias2 = bias_correction(b1, count), bias_correction(b2, count)
-        corrected = rate * jnp.sqrt(bias2) / bias1
+        corrected = capped(rate * jnp.sqrt(bias2) / bias1)
         age = gamma * jnp.asarray(count, float)
-        lower, upper = final * (1 - 1 / (age + 1)), final * (1 + 1 / age)
-
-        mu = jax.tree.map(lambda g, m: ema(g, m, b1), updates, state.mu)
-        nu = jax.tree.map(lambda g, v: ema_of_squares(g, v, b2), updates, state.nu)
-        nu_max = jax.tree.map(jnp.maximum, state.nu_max, nu) if amsbound else ()
-        steps = jax.tree.map(
-            lambda m, v: jnp.clip(corrected / (jnp.sqrt(v) + eps), lower, upper) * m,
-            mu,
-            nu_max if amsbound else nu,
+        lower = final * (1 - 1 / (age + 1))
+        upper = capped(final * (1 + capped(1 / age)))
+        numbers = corrected, lower, upper, root_floor(eps)
+        steps, mu, nu, nu_max = map_leaves(
+            4,
+            lambda *leaf: leaf_step(*leaf, *numbers),
+            updates,
+            state.mu,
+            state.nu,
+            state.nu_max if amsbound else state.nu,
         )
-        return cast_tree(steps, updates), ScaleByAdaBoundState(
-            count=count,
-            mu=cast_tree(mu, state.mu),
-            nu=cast_tree(nu, state.nu),
-            nu_max=cast_tree(nu_max, state.nu_max),
-        )
+        return steps, ScaleByAdaBoundState(count, mu, nu, nu_max if amsbound else ())
 
     return optax.with_extra_args_support(
         optax.GradientTransformation(init_fn, update_fn)
@@ -169,18 +179,20 @@ def adabound(
     check_numbers(non_negative={"weight_decay": weight_decay})
     return needs_params(
         "adabound",
-        optax.chain(
-            optax.add_decayed_weights(weight_decay),
-            scale_by_adabound(
-                learning_rate,
-                b1,
-                b2,
-                final_learning_rate,
-                gamma,
-                eps,
-                amsbound=amsbound,
-            ),
-            optax.scale(-1.0),
+        in_range(
+            optax.chain(
+                add_decayed_weights(weight_decay),
+                scale_by_adabound(
+                    learning_rate,
+                    b1,
+                    b2,
+                    final_learning_rate,
+                    gamma,
+                    eps,
+                    amsbound=amsbound,
+                ),
+                optax.scale(-1.0),
+            )
         ),
     )
 

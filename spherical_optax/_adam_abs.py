@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import optax
 
 from spherical_optax._checks import check_numbers, needs_params
+from spherical_optax._limits import bounded_tree, in_range, root_floor
 from spherical_optax._moments import (
     Number,
+    add_decayed_weights,
     bias_correction,
     cast_tree,
     ema,
@@ -16,7 +18,6 @@ from spherical_optax._moments import (
     zeros_like_params,
     zeros_like_squares,
 )
-from spherical_optax.geometry import widen
 
 
 class ScaleByAdamAbsState(NamedTuple):
@@ -68,9 +69,11 @@ def scale_by_adam_abs(
         del params
         count = increment(state.count)
         bias1, bias2 = bias_correction(b1, count), bias_correction(b2, count)
-        mu = jax.tree.map(lambda g, m: ema(g, m, b1), updates, state.mu)
-        nu = jax.tree.map(lambda g, v: ema(jnp.abs(widen(g)), v, b2), updates, state.nu)
-        direction = jax.tree.map(lambda m, v: m / bias1 / (v / bias2 + eps), mu, nu)
+        rate, floor = bias2 / bias1, root_floor(eps * bias2)
+        grads = bounded_tree(updates)
+        mu = jax.tree.map(lambda g, m: ema(g, m, b1), grads, state.mu)
+        nu = jax.tree.map(lambda g, v: ema(jnp.abs(g), v, b2), grads, state.nu)
+        direction = jax.tree.map(lambda m, v: rate * m / (v + floor), mu, nu)
         return cast_tree(direction, updates), ScaleByAdamAbsState(
             count=count, mu=cast_tree(mu, state.mu), nu=cast_tree(nu, state.nu)
         )
@@ -132,9 +135,11 @@ def adam_abs(
     )
     return needs_params(
         "adam_abs",
-        optax.chain(
-            optax.add_decayed_weights(weight_decay),
-            scale_by_adam_abs(b1, b2, eps),
-            optax.scale_by_learning_rate(learning_rate),
+        in_range(
+            optax.chain(
+                add_decayed_weights(weight_decay),
+                scale_by_adam_abs(b1, b2, eps),
+                optax.scale_by_learning_rate(learning_rate),
+            )
         ),
     )

@@ -10,6 +10,8 @@ import jax.core
 import jax.numpy as jnp
 import optax
 
+from spherical_optax._limits import saturated_like
+
 
 def check_numbers(
     *,
@@ -98,7 +100,7 @@ def needs_params(
                 f"{name} needs the parameters: call update(updates, state, params)"
             )
         new_updates, state = inner.update(updates, state, params, **extra_args)
-        return optax.tree.cast_like(new_updates, updates), state
+        return saturated_like(new_updates, updates), state
 
     return optax.GradientTransformationExtraArgs(inner.init, update_fn)
 

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from spherical_optax import geometry
 from spherical_optax._checks import check_choice, check_numbers, needs_params
+from spherical_optax._limits import bounded, capped, finite
 from spherical_optax._moments import Number, increment, value_at
 from spherical_optax.geometry import widen
 from spherical_optax.labels import ChannelAxesTable, Labels, partition_by_label
@@ -96,7 +98,7 @@ def equilibrium_rotation(
         non_negative={"learning_rate": learning_rate, "weight_decay": weight_decay},
         below_one={"momentum": momentum, "b1": b1},
     )
-    strength = 2 * learning_rate * weight_decay
+    strength = 2 * (learning_rate * weight_decay)
     if optimizer in MOMENTUM:
         gathered = 1 if optimizer in TRANSPORTED else 1 + momentum
         return _power(strength / gathered, 0.5)
@@ -173,8 +175,9 @@ def add_corrected_weight_decay(
     )
 
     def decay_at(count):
-        share = value_at(learning_rate, count) / peak_learning_rate
-        return value_at(weight_decay, count) * share
+        peak = jnp.asarray(peak_learning_rate, float)
+        share = geometry.divide(value_at(learning_rate, count), peak)
+        return value_at(weight_decay, count) * capped(share)
 
     return needs_params(
         "add_corrected_weight_decay",
@@ -197,9 +200,9 @@ def _add_decayed_weights(
         return CorrectedDecayState(jnp.zeros([], jnp.int32))
 
     def update_fn(updates, state, params=None):
-        decay = decay_at(state.count)
+        decay = capped(decay_at(state.count))
         decayed = jax.tree.map(
-            lambda u, x: widen(u) + decay * widen(x), updates, params
+            lambda u, x: finite(widen(u) + decay * bounded(x)), updates, params
         )
         return decayed, CorrectedDecayState(increment(state.count))
 

@@ -26,6 +26,7 @@ from spherical_optax._checks import (
     check_whole,
     needs_params,
 )
+from spherical_optax._limits import bounded, capped, in_range
 from spherical_optax._moments import (
     Number,
     in_working_precision,
@@ -34,7 +35,7 @@ from spherical_optax._moments import (
     value_at,
 )
 from spherical_optax._transport import check_radius, retract_to_sphere
-from spherical_optax.geometry import ChannelAxes, widen
+from spherical_optax.geometry import ChannelAxes
 from spherical_optax.labels import (
     ChannelAxesTable,
     Labels,
@@ -294,7 +295,9 @@ def muonh(
         muon = contrib.scale_by_muon(
             NEWTON_SCHULZ,
             beta=momentum,
-            eps=eps,
+            # A divisor of its own: norms below 1e-19 are told as 0, and what is divided
+            # has to come out below 1.
+            eps=jnp.maximum(eps, 2.0**-50),
             mu_dtype=mu_dtype,
             nesterov=nesterov,
             weight_dimension_numbers=lambda tree: jax.tree.map(
@@ -365,7 +368,7 @@ def project_to_norm(
 
     return needs_params(
         "project_to_norm",
-        partition_by_label(spherical, optax.identity(), labels, channel_axes),
+        in_range(partition_by_label(spherical, optax.identity(), labels, channel_axes)),
     )
 
 
@@ -384,7 +387,7 @@ def _on_hyperball(
     def spherical(axes):
         return _step_on_sphere(learning_rate, axes, radius)
 
-    plain = optax.scale_by_learning_rate(learning_rate)
+    plain = in_range(optax.scale_by_learning_rate(learning_rate))
     step = partition_by_label(spherical, plain, labels, channel_axes)
     return needs_params(name, optax.chain(base, step))
 
@@ -403,9 +406,10 @@ def _step_on_sphere(
 
         def step(u, x, r):
             if r is None:
-                r = geometry.norm(x, channel_axes)
-            unit = geometry.reciprocal(geometry.norm(u, channel_axes)) * widen(u)
-            return -rate * r * unit
+                r = geometry.norm(bounded(x), channel_axes)
+            u = bounded(u)
+            unit = geometry.reciprocal(geometry.norm(u, channel_axes)) * u
+            return -capped(rate * r) * unit
 
         if isinstance(radius, str) and radius == "initial":
             steps = jax.tree.map(step, updates, params, state.sphere.radius)

@@ -8,13 +8,15 @@ import optax
 
 from spherical_optax import geometry
 from spherical_optax._checks import check_flag, check_numbers, needs_params
+from spherical_optax._limits import bounded, capped, finite, in_range, root_floor
 from spherical_optax._moments import (
     Number,
-    bias_correction,
+    adam_rate,
     cast_tree,
     ema,
     ema_of_squares,
     increment,
+    map_leaves,
     value_at,
     zeros_like_params,
     zeros_like_squares,
@@ -77,33 +79,32 @@ def scale_by_lamb(
             trust_ratio=per_leaf(1.0),
         )
 
+    @jax.jit  # so that leaves of one shape are traced once for all
+    def leaf_step(g, m, v, x, rate, floor, decay):
+        mu, nu = ema(bounded(g), m, b1), ema_of_squares(bounded(g), v, b2)
+        r = finite(rate * mu / (jnp.sqrt(nu) + floor) + decay * widen(x))
+        weight_norm = jnp.minimum(_norm(x), max_weight_norm)
+        adam_norm = _norm(r)
+        trust = _trust_ratio(weight_norm, adam_norm)
+        kept = finite(trust * r), mu, nu
+        return *cast_tree(kept, (g, m, v)), weight_norm, adam_norm, trust
+
     def update_fn(updates, state, params=None):
         count = increment(state.count)
-        decay = value_at(weight_decay, state.count)
-        bias1, bias2 = _biases(b1, b2, count) if bias_correction else (1.0, 1.0)
-
-        mu = jax.tree.map(lambda g, m: ema(g, m, b1), updates, state.mu)
-        nu = jax.tree.map(lambda g, v: ema_of_squares(g, v, b2), updates, state.nu)
-        adam_step = jax.tree.map(
-            lambda m, v, x: m / bias1 / (jnp.sqrt(v / bias2) + eps) + decay * widen(x),
-            mu,
-            nu,
+        rate, floor = jnp.ones(()), root_floor(eps)
+        if bias_correction:
+            rate, floor = adam_rate(b1, b2, eps, count)
+        numbers = rate, floor, capped(value_at(weight_decay, state.count))
+        steps, mu, nu, *norms = map_leaves(
+            6,
+            lambda *leaf: leaf_step(*leaf, *numbers),
+            updates,
+            state.mu,
+            state.nu,
             params,
         )
-        weight_norm = jax.tree.map(
-            lambda x: jnp.minimum(_norm(x), max_weight_norm), params
-        )
-        adam_norm = jax.tree.map(_norm, adam_step)
-        trust_ratio = jax.tree.map(_trust_ratio, weight_norm, adam_norm)
-        steps = jax.tree.map(lambda trust, r: trust * r, trust_ratio, adam_step)
-        return cast_tree(steps, updates), ScaleByLambState(
-            count=count,
-            mu=cast_tree(mu, state.mu),
-            nu=cast_tree(nu, state.nu),
-            weight_norm=cast_tree(weight_norm, state.weight_norm),
-            adam_norm=cast_tree(adam_norm, state.adam_norm),
-            trust_ratio=cast_tree(trust_ratio, state.trust_ratio),
-        )
+        kept = state.weight_norm, state.adam_norm, state.trust_ratio
+        return steps, ScaleByLambState(count, mu, nu, *cast_tree(tuple(norms), kept))
 
     return needs_params(
         "scale_by_lamb", optax.GradientTransformation(init_fn, update_fn)
@@ -170,30 +171,27 @@ def lamb(
     check_numbers(non_negative={"learning_rate": learning_rate})
     return needs_params(
         "lamb",
-        optax.chain(
-            scale_by_lamb(
-                b1,
-                b2,
-                eps,
-                weight_decay,
-                bias_correction=bias_correction,
-                max_weight_norm=max_weight_norm,
-            ),
-            optax.scale_by_learning_rate(learning_rate),
+        in_range(
+            optax.chain(
+                scale_by_lamb(
+                    b1,
+                    b2,
+                    eps,
+                    weight_decay,
+                    bias_correction=bias_correction,
+                    max_weight_norm=max_weight_norm,
+                ),
+                optax.scale_by_learning_rate(learning_rate),
+            )
         ),
     )
 
 
-def _biases(b1: Number, b2: Number, count: jax.Array):
-    return bias_correction(b1, count), bias_correction(b2, count)
-
-
 def _norm(x: jax.Array) -> jax.Array:
     """Norm over the whole leaf, a scalar."""
-    return geometry.norm(x, ()).reshape(())
+    return jnp.sqrt(geometry.squared_norm(x, ()).reshape(()))
 
 
 def _trust_ratio(weight_norm: jax.Array, adam_norm: jax.Array) -> jax.Array:
     some_zero = (weight_norm == 0) | (adam_norm == 0)
-    safe = jnp.where(some_zero, 1.0, adam_norm)
-    return jnp.where(some_zero, 1.0, weight_norm / safe)
+    return jnp.where(some_zero, 1.0, capped(weight_norm / adam_norm))

@@ -5,7 +5,8 @@ in float32 at least, so that float16 parameters with zero gradients stay finite,
 and they are stated the way the optimizers of this library need them.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from spherical_optax import geometry
+from spherical_optax._limits import bounded, bounded_tree, root_floor, saturated_like
 from spherical_optax.geometry import ChannelAxes, real_dtype, widen, working_dtype
 
 Number = float | jax.Array
@@ -25,6 +27,39 @@ class ScaleByAdamState(NamedTuple):
     count: jax.Array  # shape=(), dtype=int32
     mu: optax.Updates  # shapes of the parameters
     nu: optax.Updates  # shapes of the parameters
+
+
+class MomentBlock(NamedTuple):
+    """A block whose step is a number a group, or a leaf, times a moment."""
+
+    init: optax.TransformInitFn
+    factors: Callable[..., tuple[optax.Updates, optax.Updates, Any]]
+    """From gradients and state to moments, numbers, and the new state."""
+    vector: str  # the field of the state that holds the moment
+    squares: tuple[str, ...] = ()  # and those that hold squares of gradients
+
+
+def as_transformation(block: MomentBlock) -> optax.GradientTransformationExtraArgs:
+    """The block as one of Optax: it returns numbers times moments."""
+
+    def update_fn(updates, state, params=None):
+        del params
+        moments, rates, state = block.factors(updates, state)
+        steps = jax.tree.map(lambda r, m: r * m, rates, moments)
+        return cast_tree(steps, updates), state
+
+    return optax.with_extra_args_support(
+        optax.GradientTransformation(block.init, update_fn)
+    )
+
+
+def map_leaves(outputs: int, function: Callable, tree, *rest) -> tuple:
+    """:func:`jax.tree.map` of a function that returns a tuple: a tuple of trees."""
+    leaves, structure = jax.tree.flatten(tree)
+    columns = [structure.flatten_up_to(other) for other in rest]
+    results = [function(*leaf) for leaf in zip(leaves, *columns, strict=True)]
+    by_output = zip(*results, strict=True) if results else [()] * outputs
+    return tuple(structure.unflatten(column) for column in by_output)
 
 
 def zeros_like_params(params: optax.Params, dtype: jnp.dtype | None = None):
@@ -103,8 +138,36 @@ def value_at(schedule: optax.ScalarOrSchedule, count: jax.Array) -> Number:
 
 
 def cast_tree(tree, like):
-    """Casts a tree to the types of another one."""
-    return optax.tree.cast_like(tree, like)
+    """Casts a tree to the types of another one, to their largest numbers at most."""
+    return saturated_like(tree, like)
+
+
+def add_decayed_weights(
+    weight_decay: optax.ScalarOrSchedule,
+) -> optax.GradientTransformation:
+    """:func:`optax.add_decayed_weights` in float32 at least, with the same state.
+
+    Sums may be infinite: whatever comes after it bounds what it is given.
+    """
+    inner = optax.add_decayed_weights(weight_decay)
+
+    def update_fn(updates, state, params=None):
+        updates, params = jax.tree.map(widen, (updates, params))
+        return inner.update(updates, state, params)
+
+    return optax.GradientTransformation(inner.init, update_fn)
+
+
+def adam_rate(
+    b1: Number, b2: Number, eps: Number, count: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    r"""Numbers :math:`r`, :math:`f` so that Adam steps by :math:`r m / (\sqrt v + f)`.
+
+    That is :math:`(m / (1 - b_1^t)) / (\sqrt{v / (1 - b_2^t)} + \epsilon)` with what
+    is the same for all weights taken out.
+    """
+    root = jnp.sqrt(bias_correction(b2, count))
+    return root / bias_correction(b1, count), root_floor(eps * root)
 
 
 def in_working_precision(
@@ -113,7 +176,7 @@ def in_working_precision(
     """Runs a transformation in float32 at least, whatever the parameters' type.
 
     Its state is kept so, too, and its updates leave so. An ``eps`` that it adds would
-    vanish in float16.
+    vanish in float16. What goes in and out is bounded (see ``_limits.py``).
     """
     inner = optax.with_extra_args_support(inner)
 
@@ -126,8 +189,9 @@ def in_working_precision(
         return inner.init(jax.tree.map(widen_leaf, params))
 
     def update_fn(updates, state, params=None, **extra_args):
-        updates, params = jax.tree.map(widen, (updates, params))
-        return inner.update(updates, state, params, **extra_args)
+        updates, params = bounded_tree((updates, params))
+        updates, state = inner.update(updates, state, params, **extra_args)
+        return bounded_tree(updates), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -159,37 +223,35 @@ def scale_by_adam(
             nu=zeros_like_squares(params),
         )
 
+    @jax.jit  # so that leaves of one shape are traced once for all
+    def leaf_step(g, m, v, rate, floor):
+        bound = bounded(g)
+        mu = ema(bound, m, b1)
+        nu = ema_of_squares(bound, v, b2)
+        ahead = ema(bound, mu, b1) if nesterov else mu
+        step = rate * ahead / (jnp.sqrt(nu) + floor)
+        return cast_tree((step, mu, nu), (g, m, v))
+
     def update_fn(updates, state, params=None):
         del params
         count = increment(state.count)
-        bias1, bias2 = bias_correction(b1, count), bias_correction(b2, count)
-        mu = jax.tree.map(lambda g, m: ema(g, m, b1), updates, state.mu)
-        nu = jax.tree.map(lambda g, v: ema_of_squares(g, v, b2), updates, state.nu)
-        ahead = (
-            jax.tree.map(lambda g, m: ema(g, m, b1), updates, mu) if nesterov else mu
+        numbers = adam_rate(b1, b2, eps, count)
+        direction, mu, nu = map_leaves(
+            3, lambda *leaf: leaf_step(*leaf, *numbers), updates, state.mu, state.nu
         )
-        direction = jax.tree.map(
-            lambda n, v: n / bias1 / (jnp.sqrt(v / bias2) + eps), ahead, nu
-        )
-        return cast_tree(direction, updates), ScaleByAdamState(
-            count=count, mu=cast_tree(mu, state.mu), nu=cast_tree(nu, state.nu)
-        )
+        return direction, ScaleByAdamState(count=count, mu=mu, nu=nu)
 
     return optax.GradientTransformation(init_fn, update_fn)
 
 
-def scale_by_momentum(
+def momentum_block(
     momentum: Number,
     dampening: Number = 0.0,
-    nesterov: bool = False,
     accumulator_dtype: jnp.dtype | None = None,
-) -> optax.GradientTransformation:
-    r"""Heavy-ball momentum with dampening.
+) -> MomentBlock:
+    r"""Heavy-ball momentum with dampening, :math:`m \leftarrow \mu m + (1 - \tau) g`.
 
-    .. math:: m \leftarrow \mu m + (1 - \tau) g, \quad p = m
-
-    from :math:`m = 0`, or :math:`p = g + \mu m` with ``nesterov``. The state is an
-    :class:`optax.TraceState`.
+    From :math:`m = 0`. The state is an :class:`optax.TraceState`.
 
     Differences:
       :func:`optax.trace` has no dampening. PyTorch starts from :math:`m = g`,
@@ -199,20 +261,38 @@ def scale_by_momentum(
     def init_fn(params):
         return optax.TraceState(trace=zeros_like_params(params, accumulator_dtype))
 
-    def update_fn(updates, state, params=None):
-        del params
+    def factors(updates, state):
         trace = jax.tree.map(
-            lambda g, m: momentum * widen(m) + (1 - dampening) * widen(g),
+            lambda g, m: momentum * widen(m) + (1 - dampening) * bounded(g),
             updates,
             state.trace,
         )
+        ones = jax.tree.map(lambda m: jnp.ones((), real_dtype(m.dtype)), trace)
+        return trace, ones, optax.TraceState(trace=cast_tree(trace, state.trace))
+
+    return MomentBlock(init_fn, factors, "trace")
+
+
+def scale_by_momentum(
+    momentum: Number,
+    dampening: Number = 0.0,
+    nesterov: bool = False,
+    accumulator_dtype: jnp.dtype | None = None,
+) -> optax.GradientTransformation:
+    r"""The momentum of :func:`momentum_block` as a step.
+
+    With ``nesterov`` it looks ahead: :math:`g + \mu m` in place of :math:`m`.
+    """
+    block = momentum_block(momentum, dampening, accumulator_dtype)
+
+    def update_fn(updates, state, params=None):
+        del params
+        trace, _, state = block.factors(updates, state)
         direction = (
-            jax.tree.map(lambda g, m: widen(g) + momentum * m, updates, trace)
+            jax.tree.map(lambda g, m: bounded(g) + momentum * m, updates, trace)
             if nesterov
             else trace
         )
-        return cast_tree(direction, updates), optax.TraceState(
-            trace=cast_tree(trace, state.trace)
-        )
+        return cast_tree(direction, updates), state
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return optax.GradientTransformation(block.init, update_fn)

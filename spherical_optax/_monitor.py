@@ -8,8 +8,9 @@ import optax
 
 from spherical_optax import geometry
 from spherical_optax._checks import check_transformation, needs_params
+from spherical_optax._limits import bounded, capped
 from spherical_optax._moments import zeros_like_groups
-from spherical_optax.geometry import ChannelAxes, widen
+from spherical_optax.geometry import ChannelAxes
 from spherical_optax.labels import (
     ChannelAxesTable,
     Labels,
@@ -201,7 +202,7 @@ def _statistics(
     x: jax.Array, u: jax.Array, g: jax.Array, channel_axes: ChannelAxes
 ) -> SphereStatistics:
     """What a step ``u`` from ``x`` does, with ``g`` the gradient."""
-    x, u, g = widen(x), widen(u), widen(g)
+    x, u, g = bounded(x), bounded(u), bounded(g)
     square = geometry.dot(x, x, channel_axes)
     norm = jnp.sqrt(square)
     along = geometry.dot(x, u, channel_axes)
@@ -213,5 +214,5 @@ def _statistics(
         norm_after=geometry.norm(x + u, channel_axes),
         angle=jnp.arctan2(norm * turned, square + along),
         radial_share=geometry.divide(jnp.abs(along), norm * length),
-        effective_learning_rate=geometry.divide(turned, square * slope),
+        effective_learning_rate=capped(geometry.divide(turned, square * slope)),
     )

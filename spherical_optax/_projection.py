@@ -17,6 +17,7 @@ from spherical_optax._checks import (
     is_traced,
     needs_params,
 )
+from spherical_optax._limits import capped, finite, in_range
 from spherical_optax._moments import (
     Number,
     cast_tree,
@@ -103,30 +104,30 @@ def project_if_invariant(
             check_axes(matrices, (axis,))
         return ProjectIfInvariantState(count=jnp.zeros([], jnp.int32))
 
-    def radial_share(u, g, x):
+    def decay_along(u, g, x, decay):
+        """What multiplies the weights: decay less the share that is removed."""
+        numbers = delta, eps, decay, capped(decay * wd_ratio)
         if axis is not None:
-            return _radial_share(u, g, x, delta, eps, axis)
+            return _decay_along(u, g, x, *numbers, axis)
 
         def along(axis):
-            share, removed = _radial_share(u, g, x, delta, eps, axis)
-            return jnp.broadcast_to(share, x.shape), removed
+            return jnp.broadcast_to(_decay_along(u, g, x, *numbers, axis), x.shape)
 
         branches = [functools.partial(along, k) for k in range(x.ndim)]
         return jax.lax.switch(channel_axis % x.ndim, branches)
 
+    @jax.jit  # so that leaves of one shape are traced once for all
+    def project(u, g, x, decay):
+        along = decay_along(u, g, x, decay) if x.ndim >= 2 else decay
+        return finite(widen(u) + along * widen(x))
+
     def update_fn(updates, state, params=None, *, grad=None, **extra_args):
         del extra_args
         grads = updates if grad is None else grad
-        decay = value_at(weight_decay, state.count)
-
-        def project(u, g, x):
-            if x.ndim < 2:
-                return widen(u) + decay * widen(x)
-            share, removed = radial_share(u, g, x)
-            ratio = jnp.where(removed, wd_ratio, 1.0)
-            return widen(u) + (decay * ratio - share) * widen(x)
-
-        projected = jax.tree.map(project, updates, grads, params)
+        decay = capped(value_at(weight_decay, state.count))
+        projected = jax.tree.map(
+            lambda *leaf: project(*leaf, decay), updates, grads, params
+        )
         return cast_tree(projected, updates), ProjectIfInvariantState(
             count=increment(state.count)
         )
@@ -215,7 +216,7 @@ def adamp(
         ),
         optax.scale_by_learning_rate(learning_rate),
     )
-    return needs_params("adamp", _with_gradient(chain))
+    return needs_params("adamp", in_range(_with_gradient(chain)))
 
 
 def sgdp(
@@ -297,7 +298,7 @@ def sgdp(
         ),
         optax.scale_by_learning_rate(learning_rate),
     )
-    return needs_params("sgdp", _with_gradient(chain))
+    return needs_params("sgdp", in_range(_with_gradient(chain)))
 
 
 def _with_gradient(
@@ -323,33 +324,39 @@ def _static_axis(channel_axis: Any) -> int | None:
         ) from None
 
 
-def _radial_share(u, g, x, delta: Number, eps: Number, channel_axis: int):
-    """Returns s so that ``u - s x`` is projected, and whether anything is removed.
+def _decay_along(
+    u, g, x, delta: Number, eps: Number, decay, reduced_decay, channel_axis: int
+):
+    """Returns a so that ``u + a x`` is decayed and, where g is orthogonal, projected.
 
-    Sums over the leaf are sums over its filters, so each is taken once.
+    Sums over the leaf are sums over its filters, so each is taken once. Nothing is
+    removed where a sum overflows.
     """
     per_filter = (channel_axis,)
+    size = max(geometry.group_size(x.shape, per_filter), 1)
     # Without the barrier XLA merges the sum over a filter and the sum over filters
     # into a second pass over the whole leaf, which takes several times as long.
-    sums = jax.lax.optimization_barrier(
+    xx, gg, gx, ux = jax.lax.optimization_barrier(
         [geometry.dot(a, b, per_filter) for a, b in ((x, x), (g, g), (g, x), (u, x))]
     )
-    size = geometry.group_size(x.shape, per_filter)
-    filter_share, filter_cos = _share_and_cos(sums, eps)
-    layer_sums = [jnp.sum(a, keepdims=True) for a in sums]
-    layer_share, layer_cos = _share_and_cos(layer_sums, eps)
+    oblique = ~_orthogonal(gx, gg, xx, delta / math.sqrt(size), eps)
+    rows = [ux, xx, gx, gg, oblique.astype(xx.dtype)]
+    leaf_ux, leaf_xx, leaf_gx, leaf_gg, some_oblique = jnp.sum(
+        jnp.stack([row.reshape(-1) for row in rows], axis=1), axis=0
+    )
+    by_filter = some_oblique == 0
+    by_layer = _orthogonal(
+        leaf_gx, leaf_gg, leaf_xx, delta / math.sqrt(max(x.size, 1)), eps
+    )
+    removed = by_filter | by_layer
+    share = jnp.where(by_filter, ux, leaf_ux)
+    share = jnp.where(removed & jnp.isfinite(share), share, 0.0)
+    square = jnp.square(jnp.sqrt(jnp.where(by_filter, xx, leaf_xx)) + eps)
+    share = capped(share / geometry.floored(square))
+    return jnp.where(removed, reduced_decay, decay) - share
 
-    worst = jnp.max(filter_cos, initial=0.0)
-    by_filter = worst < delta / math.sqrt(max(size, 1))
-    by_layer = jnp.all(layer_cos < delta / math.sqrt(max(x.size, 1)))
-    share = jnp.where(by_layer, layer_share, 0.0)
-    return jnp.where(by_filter, filter_share, share), by_filter | by_layer
 
-
-def _share_and_cos(sums: list[jax.Array], eps: Number):
-    """``<u, x> / (|x| + eps)^2`` and ``|cos(g, x)|``."""
-    xx, gg, gx, ux = sums
-    x_norm, g_norm = jnp.sqrt(xx), jnp.sqrt(gg)
-    share = ux * geometry.reciprocal(jnp.square(x_norm + eps))
-    norms = jnp.maximum(g_norm, eps) * jnp.maximum(x_norm, eps)
-    return share, jnp.abs(gx) * geometry.reciprocal(norms)
+def _orthogonal(gx, gg, xx, cosine: Number, eps: Number) -> jax.Array:
+    """Whether ``|cos(g, x)|`` is below a number, norms counting as ``eps`` at least."""
+    norms = jnp.maximum(jnp.sqrt(gg), eps) * jnp.maximum(jnp.sqrt(xx), eps)
+    return jnp.abs(gx) * geometry.reciprocal(norms) < cosine

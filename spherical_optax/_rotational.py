@@ -10,6 +10,7 @@ import optax
 from spherical_optax import geometry
 from spherical_optax._checks import check_numbers, check_transformation, needs_params
 from spherical_optax._equilibrium import equilibrium_rotation
+from spherical_optax._limits import bounded, capped, in_range, root_floor, within_reach
 from spherical_optax._moments import (
     Number,
     bias_correction,
@@ -129,9 +130,11 @@ def rotational(
     def spherical(axes):
         return _rotate(angle_at, norm_decay, eps, axes)
 
-    plain = optax.chain(
-        optax.add_decayed_weights(weight_decay),
-        optax.scale_by_learning_rate(learning_rate),
+    plain = in_range(
+        optax.chain(
+            in_working_precision(optax.add_decayed_weights(weight_decay)),
+            optax.scale_by_learning_rate(learning_rate),
+        )
     )
     step = partition_by_label(spherical, plain, labels, channel_axes)
     return needs_params("rotational", optax.chain(in_working_precision(base), step))
@@ -154,16 +157,19 @@ def _rotate(
 
     def update_fn(updates, state, params=None):
         count = increment(state.count)
-        angle, bias = angle_at(state.count), bias_correction(decay, count)
+        angle = capped(angle_at(state.count))
+        bias = bias_correction(decay, count)
 
         def tangent(u, x, n):
+            u, x = bounded(u), bounded(x)
             radial = geometry.divide(geometry.dot(u, x, channel_axes), n * n)
-            return geometry.center(widen(u) - radial * widen(x), channel_axes)
+            return geometry.center(bounded(u - capped(radial) * x), channel_axes)
 
         def turn(u, x, n, s):
-            step = -angle * n / (jnp.sqrt(s / bias) + eps) * u
-            x = widen(x)
-            return geometry.retract(x, step, channel_axes, radius=n) - x
+            turned = capped(angle * n / root_floor(jnp.sqrt(s / bias) + eps))
+            step = bounded(-turned * u)
+            moved = geometry.retract(bounded(x), step, channel_axes, radius=n)
+            return within_reach(moved - widen(x), x)
 
         tangents = jax.tree.map(tangent, updates, params, state.radius)
         nu = jax.tree.map(

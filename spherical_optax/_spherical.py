@@ -16,22 +16,26 @@ import jax.numpy as jnp
 import optax
 
 from spherical_optax import geometry
+from spherical_optax._along_moment import (
+    rescale_and_transport_moment,
+    transport_and_retract_moment,
+)
 from spherical_optax._checks import check_dtype, check_numbers, needs_params
+from spherical_optax._limits import bounded, capped, in_range
 from spherical_optax._moments import (
+    MomentBlock,
     Number,
-    bias_correction,
+    adam_rate,
+    add_decayed_weights,
+    as_transformation,
     cast_tree,
     ema,
     increment,
+    map_leaves,
+    momentum_block,
     scale_by_adam,
-    scale_by_momentum,
     zeros_like_groups,
     zeros_like_params,
-)
-from spherical_optax._transport import (
-    rescale_and_transport,
-    retract_to_sphere,
-    transport_on_sphere,
 )
 from spherical_optax.geometry import ChannelAxes
 from spherical_optax.labels import (
@@ -95,6 +99,20 @@ def scale_by_standardized_adam(
     """
     check_numbers(below_one={"b1": b1, "b2": b2}, non_negative={"eps": eps})
     mu_dtype = check_dtype("mu_dtype", mu_dtype)
+    return as_transformation(
+        _standardized_adam(b1, b2, eps, channel_axes, mu_dtype, per_weight)
+    )
+
+
+def _standardized_adam(
+    b1: Number,
+    b2: Number,
+    eps: Number,
+    channel_axes: ChannelAxes,
+    mu_dtype: jnp.dtype | None,
+    per_weight: bool = True,
+) -> MomentBlock:
+    """What :func:`scale_by_standardized_adam` does, as a number a group times m."""
 
     def init_fn(params):
         check_axes(params, channel_axes)
@@ -104,28 +122,23 @@ def scale_by_standardized_adam(
             nu=jax.tree.map(lambda x: zeros_like_groups(x, channel_axes), params),
         )
 
-    def update_fn(updates, state, params=None):
-        del params
+    @jax.jit  # so that leaves of one shape are traced once for all
+    def leaf_factors(g, m, v, scale, floor):
+        mu = ema(bounded(g), m, b1)
+        nu = ema(geometry.squared_norm(g, channel_axes), v, b2)
+        d = geometry.group_size(m.shape, channel_axes) if per_weight else 1
+        rate = capped(math.sqrt(d) * scale / (jnp.sqrt(nu) + floor))
+        return mu, rate, *cast_tree((mu, nu), (m, v))
+
+    def factors(updates, state):
         count = increment(state.count)
-        bias1, bias2 = bias_correction(b1, count), bias_correction(b2, count)
-        mu = jax.tree.map(lambda g, m: ema(g, m, b1), updates, state.mu)
-        nu = jax.tree.map(
-            lambda g, v: ema(geometry.dot(g, g, channel_axes), v, b2), updates, state.nu
+        numbers = adam_rate(b1, b2, eps, count)
+        moments, rates, mu, nu = map_leaves(
+            4, lambda *leaf: leaf_factors(*leaf, *numbers), updates, state.mu, state.nu
         )
+        return moments, rates, ScaleByStandardizedAdamState(count=count, mu=mu, nu=nu)
 
-        def direction(m, v):
-            d = geometry.group_size(m.shape, channel_axes) if per_weight else 1
-            return math.sqrt(d) / bias1 / (jnp.sqrt(v / bias2) + eps) * m
-
-        return cast_tree(jax.tree.map(direction, mu, nu), updates), (
-            ScaleByStandardizedAdamState(
-                count=count, mu=cast_tree(mu, state.mu), nu=cast_tree(nu, state.nu)
-            )
-        )
-
-    return optax.with_extra_args_support(
-        optax.GradientTransformation(init_fn, update_fn)
-    )
+    return MomentBlock(init_fn, factors, "mu", ("nu",))
 
 
 def adams(
@@ -197,10 +210,12 @@ def adams(
     mu_dtype = check_dtype("mu_dtype", mu_dtype)
 
     def spherical(axes):
-        return optax.chain(
-            optax.add_decayed_weights(weight_decay),
-            scale_by_standardized_adam(b1, b2, eps, axes, mu_dtype=mu_dtype),
-            optax.scale_by_learning_rate(learning_rate),
+        return in_range(
+            optax.chain(
+                add_decayed_weights(weight_decay),
+                scale_by_standardized_adam(b1, b2, eps, axes, mu_dtype=mu_dtype),
+                optax.scale_by_learning_rate(learning_rate),
+            )
         )
 
     euclidean = _adam(learning_rate, b1, b2, eps, weight_decay, mu_dtype)
@@ -281,12 +296,13 @@ def adamsrt(
     mu_dtype = check_dtype("mu_dtype", mu_dtype)
 
     def spherical(axes):
-        adam = optax.chain(
-            optax.add_decayed_weights(weight_decay),
-            scale_by_standardized_adam(b1, b2, eps, axes, mu_dtype=mu_dtype),
+        return rescale_and_transport_moment(
+            add_decayed_weights(weight_decay),
+            _standardized_adam(b1, b2, eps, axes, mu_dtype),
             optax.scale_by_learning_rate(learning_rate),
+            axes,
+            eps,
         )
-        return rescale_and_transport(adam, axes, eps)
 
     euclidean = _adam(learning_rate, b1, b2, eps, weight_decay, mu_dtype)
     return needs_params(
@@ -373,15 +389,11 @@ def adamg(
     mu_dtype = check_dtype("mu_dtype", mu_dtype)
 
     def spherical(axes):
-        adam = optax.chain(
-            scale_by_standardized_adam(
-                b1, b2, eps, axes, mu_dtype=mu_dtype, per_weight=False
-            ),
+        return transport_and_retract_moment(
+            _standardized_adam(b1, b2, eps, axes, mu_dtype, per_weight=False),
             optax.scale_by_learning_rate(learning_rate),
-        )
-        return optax.chain(
-            transport_on_sphere(adam, axes, eps),
-            retract_to_sphere(axes, radius=1.0, eps=eps),
+            axes,
+            eps,
         )
 
     euclidean = _adam(learning_rate, b1, b2, eps, weight_decay, mu_dtype)
@@ -454,26 +466,27 @@ def sgdmrt(
         up_to_one={"dampening": dampening},
     )
     accumulator_dtype = check_dtype("accumulator_dtype", accumulator_dtype)
-    sgd = optax.chain(
-        optax.add_decayed_weights(weight_decay),
-        scale_by_momentum(momentum, dampening, accumulator_dtype=accumulator_dtype),
-        optax.scale_by_learning_rate(learning_rate),
-    )
+    decay = add_decayed_weights(weight_decay)
+    moment = momentum_block(momentum, dampening, accumulator_dtype)
+    scale = optax.scale_by_learning_rate(learning_rate)
 
     def spherical(axes):
-        return rescale_and_transport(sgd, axes, eps=0.0)
+        return rescale_and_transport_moment(decay, moment, scale, axes, eps=0.0)
 
+    sgd = optax.chain(decay, as_transformation(moment), scale)
     return needs_params(
-        "sgdmrt", partition_by_label(spherical, sgd, labels, channel_axes)
+        "sgdmrt", partition_by_label(spherical, in_range(sgd), labels, channel_axes)
     )
 
 
 def _adam(learning_rate, b1, b2, eps, weight_decay, mu_dtype):
     """Adam with coupled L2, for the leaves that lie on no sphere."""
-    return optax.chain(
-        optax.add_decayed_weights(weight_decay),
-        scale_by_adam(b1, b2, eps, mu_dtype),
-        optax.scale_by_learning_rate(learning_rate),
+    return in_range(
+        optax.chain(
+            add_decayed_weights(weight_decay),
+            scale_by_adam(b1, b2, eps, mu_dtype),
+            optax.scale_by_learning_rate(learning_rate),
+        )
     )
 
 

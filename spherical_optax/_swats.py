@@ -13,12 +13,14 @@ from spherical_optax._checks import (
     check_numbers,
     needs_params,
 )
+from spherical_optax._limits import bounded, capped, finite, in_range, root_floor
 from spherical_optax._moments import (
     Number,
+    abs_sq,
+    add_decayed_weights,
     bias_correction,
     cast_tree,
     ema,
-    ema_of_squares,
     increment,
     value_at,
     zeros_like_params,
@@ -161,24 +163,31 @@ def scale_by_swats(
     # Compiled functions, so that leaves of one shape are traced once for all.
     @jax.jit
     def leaf_step(g, m, v, v_max, switched, switch_step, sgd_rate, rates):
-        count, adam_rate, sgd_factor = rates
-        # The buffer holds SGD's momentum from the step after the switch on.
-        carry = jnp.where(switch_step == count, 0, b1)
-        sgd = carry * widen(m) + widen(g)
-        mu = jnp.where(switched, sgd, ema(g, m, b1))
-        nu = jnp.where(switched, widen(v), ema_of_squares(g, v, b2))
+        count, adam_rate, floor, sgd_factor = rates
+
+        # Numbers are chosen, not arrays: a loop with a choice in it compiles twice as
+        # long. The buffer holds SGD's momentum from the step after the switch on.
+        def choose(after, before):
+            return jnp.where(switched, after, before)
+
+        bound = bounded(g)
+        kept = jnp.where(switch_step == count, 0, b1)
+        mu = kept * widen(m) + choose(1, 1 - b1) * bound
+        nu = choose(1, b2) * widen(v) + choose(0, 1 - b2) * abs_sq(bound)
         nu_max = jnp.maximum(v_max, nu) if amsgrad else nu
-        p = adam_rate * mu / (jnp.sqrt(nu_max) + eps)
-        ahead = widen(g) + b1 * mu if nesterov else mu
-        step = jnp.where(switched, sgd_factor * sgd_rate * ahead, p)
-        pp, pg = geometry.dot(p, p, ()), geometry.dot(p, g, ())
+        rate = choose(capped(sgd_factor * sgd_rate), adam_rate)
+        ahead = choose(1, 0) * bound + choose(b1, 1) * mu if nesterov else mu
+        root = choose(0, 1) * jnp.sqrt(nu_max) + choose(1, floor)
+        step = finite(rate * ahead / root)
+        # Of Adam's step, since nobody asks for them after the switch.
+        pp, pg = geometry.squared_norm(step, ()), geometry.dot(step, g, ())
         return _Leaf(step, mu, nu, nu_max, pp.reshape(()), pg.reshape(()))
 
     @jax.jit
     def estimate(pp, pg, average, switched, count, bias2):
         """The mean, what it estimates, and whether it is close enough to switch."""
-        told = (pg != 0) & ~switched
-        gamma = pp / jnp.where(told, pg, 1)
+        told = (jnp.abs(pg) > 0) & ~switched
+        gamma = capped(pp / jnp.where(told, pg, 1))
         average = jnp.where(told, ema(gamma, average, b2), average)
         close = jnp.abs(average / bias2 - gamma) < threshold
         meets = told & close & (average > 0) & (count > 1)
@@ -189,7 +198,8 @@ def scale_by_swats(
         count = increment(state.count)
         bias1, bias2 = bias_correction(b1, count), bias_correction(b2, count)
         adam_rate = value_at(learning_rate, state.count) * jnp.sqrt(bias2) / bias1
-        rates = (state.count, adam_rate, (1 - b1) * value_at(sgd_scale, state.count))
+        sgd_factor = (1 - b1) * value_at(sgd_scale, state.count)
+        rates = (state.count, capped(adam_rate), root_floor(eps), sgd_factor)
         leaves = jax.tree.map(
             lambda *leaf: leaf_step(*leaf, rates),
             updates,
@@ -316,20 +326,22 @@ def swats(
     check_numbers(non_negative={"weight_decay": weight_decay})
     return needs_params(
         "swats",
-        optax.chain(
-            optax.add_decayed_weights(weight_decay),
-            scale_by_swats(
-                learning_rate,
-                b1,
-                b2,
-                eps,
-                threshold,
-                switch=switch,
-                sgd_scale=sgd_scale,
-                nesterov=nesterov,
-                amsgrad=amsgrad,
-            ),
-            optax.scale(-1.0),
+        in_range(
+            optax.chain(
+                add_decayed_weights(weight_decay),
+                scale_by_swats(
+                    learning_rate,
+                    b1,
+                    b2,
+                    eps,
+                    threshold,
+                    switch=switch,
+                    sgd_scale=sgd_scale,
+                    nesterov=nesterov,
+                    amsgrad=amsgrad,
+                ),
+                optax.scale(-1.0),
+            )
         ),
     )
 

@@ -17,6 +17,14 @@ from spherical_optax._checks import (
     check_transformation,
     needs_params,
 )
+from spherical_optax._limits import (
+    bounded,
+    capped,
+    held,
+    in_range,
+    saturated,
+    within_reach,
+)
 from spherical_optax.geometry import ChannelAxes, widen
 from spherical_optax.labels import check_axes, path_string
 
@@ -89,16 +97,22 @@ def rescale_and_transport(
     check_numbers(non_negative={"eps": eps})
 
     def move(x1, x2):
-        scale = geometry.reciprocal(geometry.dot(x2, x2, channel_axes) + eps)
-        along = geometry.dot(x1, x2, channel_axes) * scale
-        shrink = geometry.dot(x1, x1, channel_axes) * scale
+        before = geometry.squared_norm(x1, channel_axes)
+        square = geometry.squared_norm(x2, channel_axes)
+        denominator = geometry.floored(square + eps)
+        known = within_range(square, before, denominator)
+        along = capped(geometry.dot(x1, x2, channel_axes) / denominator)
+        shrink = before / denominator
 
         def vector(m):
-            away = geometry.dot(m, x2, channel_axes) * scale
-            return along * widen(m) - away * widen(x1)
+            away = _told(geometry.dot(m, x2, channel_axes)) / denominator
+            carried = along * bounded(m) - capped(away) * widen(x1)
+            return bounded(jnp.where(known, carried, m))
 
-        return vector, lambda v: shrink * widen(v)
+        return vector, lambda v: held(jnp.where(known, shrink * held(v), v))
 
+    check_transformation("inner", inner)
+    inner = in_range(inner)
     return _carry_moments("rescale_and_transport", inner, channel_axes, move)
 
 
@@ -130,16 +144,20 @@ def transport_on_sphere(
     check_numbers(non_negative={"eps": eps})
 
     def move(x1, y):
-        norms = geometry.norm(x1, channel_axes) * geometry.norm(y, channel_axes)
-        scale = geometry.reciprocal(norms + eps)
-        along = geometry.dot(x1, y, channel_axes) * scale
+        before = geometry.squared_norm(x1, channel_axes)
+        after = geometry.squared_norm(y, channel_axes)
+        denominator = geometry.floored(jnp.sqrt(before) * jnp.sqrt(after) + eps)
+        known = within_range(after, before, denominator)
+        along = capped(geometry.dot(x1, y, channel_axes) / denominator)
 
         def vector(m):
-            away = geometry.dot(m, y, channel_axes) * scale
-            return along * widen(m) - away * widen(x1)
+            away = _told(geometry.dot(m, y, channel_axes)) / denominator
+            carried = along * bounded(m) - capped(away) * widen(x1)
+            return bounded(jnp.where(known, carried, m))
 
         return vector, lambda v: v
 
+    check_transformation("inner", inner)
     return _carry_moments("transport_on_sphere", inner, channel_axes, move)
 
 
@@ -173,7 +191,9 @@ def project_to_tangent(
 
     def update_fn(updates, state, params=None):
         projected = jax.tree.map(
-            lambda u, x: geometry.project(x, u, channel_axes), updates, params
+            lambda u, x: geometry.project(bounded(x), bounded(u), channel_axes),
+            updates,
+            params,
         )
         return projected, state
 
@@ -228,8 +248,11 @@ def retract_to_sphere(
 
     def update_fn(updates, state, params=None):
         def retract(u, x, r):
-            moved = geometry.retract(widen(x), u, channel_axes, radius=r, eps=eps)
-            return moved - widen(x)
+            start = widen(x)
+            if r is None:
+                r = geometry.norm(start, channel_axes)
+            moved = geometry.retract(start, bounded(u), channel_axes, capped(r), eps)
+            return within_reach(moved - start, x)
 
         if from_init:
             return jax.tree.map(retract, updates, params, state.radius), state
@@ -259,6 +282,31 @@ def norm_or_shape(x: Any, channel_axes: ChannelAxes) -> jax.Array:
     return geometry.norm(x, channel_axes)
 
 
+def largest_square(dtype: jax.typing.DTypeLike) -> float:
+    """The squared norm above which the moments of a group are not carried."""
+    return 2.0 ** (geometry.exponent_of(dtype) * 5 // 8)
+
+
+def within_range(
+    square: jax.Array, before: jax.Array, denominator: jax.Array
+) -> jax.Array:
+    """Whether the products of a group are sums that its type can hold.
+
+    Args:
+      square: squared norm after the step.
+      before: and before it, which must not be ``2**(e/2)`` times the denominator, with
+        the type's largest exponent ``e``.
+      denominator: of what is carried.
+    """
+    most = 2.0 ** (geometry.exponent_of(square.dtype) // 2)
+    return (square < largest_square(square.dtype)) & (before < most * denominator)
+
+
+def _told(product: jax.Array) -> jax.Array:
+    """A sum of products, 0 where infinite moments of another optimizer made it so."""
+    return jnp.where(jnp.isfinite(product), product, 0.0)
+
+
 def _carry_moments(
     name: str,
     inner: optax.GradientTransformation,
@@ -269,7 +317,6 @@ def _carry_moments(
 
     ``move(x1, x2)`` returns what becomes of a vector and of a second moment.
     """
-    check_transformation("inner", inner)
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params):
@@ -306,7 +353,8 @@ def _carry_leaf(path, leaf, moves):
         name = key.name if isinstance(key, jax.tree_util.GetAttrKey) else None
         if name in VECTORS + SECOND_MOMENTS and path[depth + 1 :] in moves:
             shape, vector, second_moment = moves[path[depth + 1 :]]
-            carried = vector(leaf) if name in VECTORS else second_moment(leaf)
+            leaf_ = widen(leaf)
+            carried = vector(leaf_) if name in VECTORS else second_moment(leaf_)
             fits = name in SECOND_MOMENTS or leaf.shape == shape
             if carried.shape != leaf.shape or not fits:
                 where = path_string(path[depth + 1 :])
@@ -314,5 +362,5 @@ def _carry_leaf(path, leaf, moves):
                     f"the moment {name!r} of the leaf {where!r} has shape"
                     f" {leaf.shape}, which does not fit the parameter's {shape}"
                 )
-            return carried.astype(leaf.dtype)
+            return saturated(carried, leaf.dtype)
     return leaf

@@ -35,6 +35,7 @@ __all__ = [
     "norm",
     "project",
     "retract",
+    "squared_norm",
     "transport",
 ]
 
@@ -138,6 +139,16 @@ def real_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
     return jnp.finfo(dtype).dtype
 
 
+def exponent_of(dtype: jax.typing.DTypeLike) -> int:
+    """Returns the largest exponent of a type: its numbers are below ``2**exponent``.
+
+    Example:
+      >>> exponent_of("float32"), exponent_of("bfloat16"), exponent_of("float16")
+      (128, 128, 16)
+    """
+    return int(jnp.finfo(dtype).maxexp)
+
+
 def dot(x: jax.Array, y: jax.Array, channel_axes: ChannelAxes) -> jax.Array:
     r"""Inner product of two arrays, group by group.
 
@@ -161,13 +172,41 @@ def dot(x: jax.Array, y: jax.Array, channel_axes: ChannelAxes) -> jax.Array:
     """
     if jnp.shape(x) != jnp.shape(y):
         raise ValueError(f"shapes {jnp.shape(x)} and {jnp.shape(y)} must be equal")
-    axes = group_axes(jnp.ndim(x), channel_axes)
-    x, y = widen(x), widen(y)
+    return _sum_of_products(widen(x), widen(y), group_axes(jnp.ndim(x), channel_axes))
+
+
+def squared_norm(x: jax.Array, channel_axes: ChannelAxes) -> jax.Array:
+    r"""Squared norm of each group, :math:`|x|^2`, finite for every ``x``.
+
+    It counts up to :math:`2^{25e/32}`, with :math:`e` the largest exponent of the type
+    (:math:`2^{100}` in float32), also where its sum overflows.
+
+    Example:
+      >>> squared_norm(jnp.array([[3.0, 1e30], [4.0, 0.0]]), (-1,))[0, 0]
+      Array(25., dtype=float32)
+    """
+    x = widen(x)
+    square = _sum_of_products(x, x, group_axes(jnp.ndim(x), channel_axes))
+    # Not each square by itself, which would be an array of its own on a CPU.
+    return jnp.minimum(square, largest_square(square.dtype))
+
+
+def _sum_of_products(x: jax.Array, y: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     if jnp.iscomplexobj(x) or jnp.iscomplexobj(y):
         product = jnp.real(x) * jnp.real(y) + jnp.imag(x) * jnp.imag(y)
     else:
         product = x * y
     return jnp.sum(product, axis=axes, keepdims=True)
+
+
+def largest_square(dtype: jax.typing.DTypeLike) -> float:
+    """Returns what a squared norm counts up to.
+
+    Example:
+      >>> largest_square("float32") == 2.0**100
+      True
+    """
+    return 2.0 ** (exponent_of(dtype) * 25 // 32)
 
 
 def norm(x: jax.Array, channel_axes: ChannelAxes) -> jax.Array:
@@ -177,7 +216,7 @@ def norm(x: jax.Array, channel_axes: ChannelAxes) -> jax.Array:
       >>> norm(jnp.array([[3.0, 0.0], [4.0, 1.0]]), (-1,))
       Array([[5., 1.]], dtype=float32)
     """
-    return jnp.sqrt(dot(x, x, channel_axes))
+    return jnp.sqrt(squared_norm(x, channel_axes))
 
 
 def project(x: jax.Array, y: jax.Array, channel_axes: ChannelAxes) -> jax.Array:
@@ -303,14 +342,27 @@ def divide(a: jax.typing.ArrayLike, b: jax.Array) -> jax.Array:
 
 
 def reciprocal(x: jax.Array) -> jax.Array:
-    """Returns ``1 / x`` for ``x >= 0``, finite at 0.
+    r"""Returns ``1 / x`` for ``x >= 0``, finite at 0.
 
     What a norm divides is 0 where the norm is, so that any finite number will do
-    there: 1 by the smallest normal number of the type. Cheaper than :func:`divide` in
-    an update; its derivative at 0 is not finite.
+    there: :math:`2^{25e/32}` with the type's largest exponent :math:`e`, which the
+    result is at most. Cheaper than :func:`divide` in an update; its derivative at 0 is
+    not finite.
 
     Example:
       >>> float(0.0 * reciprocal(jnp.zeros(())))
       0.0
     """
-    return jnp.reciprocal(jnp.maximum(x, jnp.finfo(x.dtype).tiny))
+    return jnp.reciprocal(floored(x))
+
+
+def floored(x: jax.Array) -> jax.Array:
+    r"""A number ``>= 0`` that can divide: at least :math:`2^{-25e/32}`.
+
+    With the type's largest exponent :math:`e`.
+
+    Example:
+      >>> bool(floored(jnp.zeros(())) == 2.0**-100)
+      True
+    """
+    return jnp.maximum(x, 1 / largest_square(x.dtype))

@@ -1,0 +1,199 @@
+r"""Steps along a moment: rescale, transport and retract in fewer passes over memory.
+
+The steps of the spherical family are a number a group times a moment, :math:`u = r m`.
+Every product that the transport needs then comes from three,
+
+.. math::
+  \langle x, x + u\rangle = \langle x, x\rangle + r \langle m, x\rangle, \qquad
+  \langle m, x + u\rangle = \langle m, x\rangle + r \langle m, m\rangle,
+
+  |x + u|^2 = \langle x, x\rangle + 2 r \langle m, x\rangle
+    + r^2 \langle m, m\rangle,
+
+which are sums over arrays that are there anyhow, before the step is made. What
+:mod:`spherical_optax._transport` says, block by block, is the same with two passes more
+over the weights, for any optimizer; tests hold one against the other.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from spherical_optax import geometry
+from spherical_optax._checks import needs_params
+from spherical_optax._limits import bounded, capped, held, within_reach
+from spherical_optax._moments import MomentBlock, cast_tree, map_leaves
+from spherical_optax._transport import (
+    RescaleAndTransportState,
+    RetractToSphereState,
+    largest_square,
+    within_range,
+)
+from spherical_optax.geometry import ChannelAxes, widen
+from spherical_optax.labels import check_axes
+
+
+class _Products(NamedTuple):
+    """Inner products of a group: x its weights, m the moment, y = x + r m."""
+
+    xx: jax.Array
+    xy: jax.Array
+    my: jax.Array
+    yy: jax.Array
+
+
+Move = Callable[..., tuple[jax.Array, jax.Array, tuple[jax.Array, ...]]]
+"""From weights, moment, number and second moments to step, moment, second moments."""
+
+
+def rescale_and_transport_moment(
+    decay: optax.GradientTransformation,
+    block: MomentBlock,
+    scale: optax.GradientTransformation,
+    channel_axes: ChannelAxes,
+    eps: jax.typing.ArrayLike,
+) -> optax.GradientTransformationExtraArgs:
+    """``rescale_and_transport(optax.chain(decay, block, scale), channel_axes, eps)``.
+
+    With the same state, and the same numbers to rounding.
+
+    Args:
+      decay: what happens to the gradient first.
+      block: a step that is a number a group times a moment.
+      scale: what multiplies the step.
+      channel_axes: axes that tell one group from another, the same for every leaf.
+      eps: added to the squared norm.
+    """
+
+    @jax.jit  # so that leaves of one shape are traced once for all
+    def move(weights, m, r, squares):
+        x, r = widen(weights), capped(r)
+        products = _products(x, m, r, channel_axes)
+        denominator = geometry.floored(products.yy + eps)
+        known = within_range(products.yy, products.xx, denominator)
+        denominator = jnp.where(known, denominator, 1.0)
+        shrink = jnp.where(known, products.xx, 1.0) / denominator
+        return (
+            within_reach(r * m, weights),
+            _carried(x, m, products, denominator, known),
+            tuple(held(shrink * held(widen(v))) for v in squares),
+        )
+
+    inner = _along_moment(decay, block, scale, channel_axes, move)
+
+    def init_fn(params):
+        return RescaleAndTransportState(inner.init(params))
+
+    def update_fn(updates, state, params=None):
+        updates, inner_state = inner.update(updates, state.inner_state, params)
+        return updates, RescaleAndTransportState(inner_state)
+
+    return needs_params(
+        "rescale_and_transport", optax.GradientTransformation(init_fn, update_fn)
+    )
+
+
+def transport_and_retract_moment(
+    block: MomentBlock,
+    scale: optax.GradientTransformation,
+    channel_axes: ChannelAxes,
+    eps: jax.typing.ArrayLike,
+) -> optax.GradientTransformationExtraArgs:
+    """A step on the unit sphere, with the first moment carried along.
+
+    ``optax.chain(transport_on_sphere(optax.chain(block, scale), channel_axes, eps),
+    retract_to_sphere(channel_axes, 1.0, eps))``, with the same state, and the same
+    numbers to rounding.
+    """
+
+    @jax.jit
+    def move(weights, m, r, squares):
+        x, r = widen(weights), capped(r)
+        products = _products(x, m, r, channel_axes)
+        largest = largest_square(x.dtype)
+        after = jnp.sqrt(jnp.where(products.yy < largest, products.yy, largest))
+        denominator = geometry.floored(jnp.sqrt(products.xx) * after + eps)
+        known = within_range(products.yy, products.xx, denominator)
+        denominator = jnp.where(known, denominator, 1.0)
+        moved = geometry.reciprocal(after + eps) * (x + r * m)
+        return (
+            within_reach(moved - x, weights),
+            _carried(x, m, products, denominator, known),
+            squares,
+        )
+
+    inner = _along_moment(None, block, scale, channel_axes, move)
+
+    def init_fn(params):
+        return RescaleAndTransportState(inner.init(params)), RetractToSphereState(())
+
+    def update_fn(updates, state, params=None):
+        transported, retracted = state
+        updates, inner_state = inner.update(updates, transported.inner_state, params)
+        return updates, (RescaleAndTransportState(inner_state), retracted)
+
+    return needs_params(
+        "transport_on_sphere", optax.GradientTransformation(init_fn, update_fn)
+    )
+
+
+def _along_moment(
+    decay: optax.GradientTransformation | None,
+    block: MomentBlock,
+    scale: optax.GradientTransformation,
+    channel_axes: ChannelAxes,
+    move: Move,
+) -> optax.GradientTransformation:
+    """Steps as ``move`` says; the state is that of a chain of the blocks."""
+
+    def init_fn(params):
+        check_axes(params, channel_axes)
+        first = () if decay is None else (decay.init(params),)
+        return (*first, block.init(params), scale.init(params))
+
+    def update_fn(updates, state, params=None):
+        *first, block_state, scale_state = state
+        if decay is not None:
+            updates, first[0] = decay.update(updates, first[0], params)
+        moments, rates, block_state = block.factors(updates, block_state)
+        rates, scale_state = scale.update(rates, scale_state, params)
+        squares = [getattr(block_state, name) for name in block.squares]
+        steps, moments, *squares = map_leaves(
+            2 + len(squares),
+            lambda x, m, r, *v: (*(moved := move(x, m, r, v))[:2], *moved[2]),
+            params,
+            moments,
+            rates,
+            *squares,
+        )
+        names = (block.vector, *block.squares)
+        fields = dict(zip(names, (moments, *squares), strict=True))
+        kept = {name: getattr(block_state, name) for name in fields}
+        block_state = block_state._replace(**cast_tree(fields, kept))
+        return steps, (*first, block_state, scale_state)
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _products(
+    x: jax.Array, m: jax.Array, r: jax.Array, channel_axes: ChannelAxes
+) -> _Products:
+    xx = geometry.squared_norm(x, channel_axes)
+    mx = geometry.dot(m, x, channel_axes)
+    along = r * geometry.squared_norm(m, channel_axes)
+    yy = xx + r * (2 * mx + along)
+    return _Products(xx, xx + r * mx, mx + along, jnp.maximum(yy, 0.0))
+
+
+def _carried(x, m, products: _Products, denominator, known) -> jax.Array:
+    """The moment at the new point; as it is where products are not known.
+
+    The denominator is 1 there.
+    """
+    # The division comes last: XLA computes it once a group, and not once a weight.
+    along = capped(jnp.where(known, products.xy, 1.0) / denominator)
+    away = capped(jnp.where(known, products.my, 0.0) / denominator)
+    return bounded(along * m - away * x)

@@ -1,0 +1,161 @@
+r"""Numbers that a type cannot hold, and what becomes of them.
+
+Finite weights, gradients and hyperparameters make finite steps and a finite state. With
+:math:`e` the type's largest exponent (128 for float32 and for what is computed in it,
+1024 for float64):
+
+* A gradient counts up to :math:`2^{25e/64}` in absolute value, :math:`2^{50} \approx
+  10^{15}` in float32, and so does a moment that is carried over a sphere.
+* A number that multiplies a group or a leaf counts up to :math:`2^{9e/16}`.
+* A squared norm counts up to :math:`2^{25e/32}`, as a divisor from its inverse on. A
+  group whose squared norm is above :math:`2^{5e/8}`, or falls by :math:`2^{e/2}` in a
+  step, keeps its moments as they are.
+* A root of a second moment counts from :math:`2^{1-e/2}` on: the squares of smaller
+  numbers vanish.
+* What is stored in a narrower type ends at its largest number.
+* A step ends where the weight would leave the range of its type.
+
+Infinite gradients count as the largest; NaN stays NaN. ``docs/extremes.md`` is the same
+for users.
+
+All of this happens in passes over memory that an update makes anyhow. Two things cost
+much, and are avoided: what is clipped before it is summed over a group becomes an array
+of its own, and a choice between arrays (not between numbers) compiles twice as long.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from spherical_optax.geometry import exponent_of, real_dtype, widen
+
+
+def clip(x: jax.Array, largest: float) -> jax.Array:
+    """``x`` where its absolute value is at most ``largest``, else that with its sign.
+
+    Of a complex number the parts are meant. NaN stays NaN.
+
+    Example:
+      >>> clip(jnp.array([3.0, -jnp.inf, jnp.nan]), 2.0)
+      Array([ 2., -2., nan], dtype=float32)
+    """
+    if jnp.iscomplexobj(x):
+        return jax.lax.complex(clip(jnp.real(x), largest), clip(jnp.imag(x), largest))
+    bound = np.asarray(largest, x.dtype)
+    return jax.lax.clamp(-bound, x, bound)
+
+
+def bounded(x: jax.typing.ArrayLike) -> jax.Array:
+    """A vector of which squares can be summed, in float32 at least.
+
+    Example:
+      >>> bounded(jnp.array([1e30, -2.0])) == jnp.array([2.0**50, -2.0])
+      Array([ True,  True], dtype=bool)
+    """
+    x = widen(x)
+    return clip(x, 2.0 ** (exponent_of(x.dtype) * 25 // 64))
+
+
+def bounded_tree(tree: Any) -> Any:
+    """:func:`bounded` for each leaf."""
+    return jax.tree.map(bounded, tree)
+
+
+def capped(factor: jax.typing.ArrayLike) -> jax.Array:
+    """A number for a group or a leaf that can multiply a vector that is bounded.
+
+    Example:
+      >>> bool(capped(1e30) == 2.0**72)
+      True
+    """
+    factor = widen(factor)
+    return clip(factor, 2.0 ** (exponent_of(factor.dtype) * 9 // 16))
+
+
+def root_floor(root: jax.typing.ArrayLike) -> jax.Array:
+    """A denominator, at least the root of the smallest square.
+
+    Example:
+      >>> bool(root_floor(0.0) == 2.0**-63)
+      True
+    """
+    root = widen(root)
+    return jnp.maximum(root, 2.0 ** (1 - exponent_of(root.dtype) // 2))
+
+
+def finite(x: jax.Array) -> jax.Array:
+    """``x`` with the largest number in place of an infinite one.
+
+    Example:
+      >>> bool(finite(jnp.array(-jnp.inf)) == jnp.finfo(jnp.float32).min)
+      True
+    """
+    return clip(x, float(jnp.finfo(x.dtype).max))
+
+
+def held(square: jax.Array) -> jax.Array:
+    """A second moment, the largest number in place of infinity.
+
+    Example:
+      >>> bool(held(jnp.array(jnp.inf)) == jnp.finfo(jnp.float32).max)
+      True
+    """
+    return jnp.minimum(square, float(jnp.finfo(square.dtype).max))
+
+
+def saturated(x: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
+    """``x`` in a type, with its largest number in place of larger ones.
+
+    Example:
+      >>> saturated(jnp.array([1e6, -2.0]), jnp.float16)
+      Array([65504.,    -2.], dtype=float16)
+    """
+    if jnp.issubdtype(dtype, jnp.inexact):
+        largest = float(jnp.finfo(dtype).max)
+        if largest < float(jnp.finfo(x.dtype).max):
+            x = clip(x, largest)
+    return x.astype(dtype)
+
+
+def saturated_like(tree, like):
+    """Casts a tree to the types of another one, as :func:`saturated`."""
+    return jax.tree.map(lambda x, y: saturated(x, y.dtype), tree, like)
+
+
+def in_range(
+    optimizer: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """An optimizer whose steps are cut as by :func:`within_reach`, with its state."""
+    inner = optax.with_extra_args_support(optimizer)
+
+    def update_fn(updates, state, params=None, **extra_args):
+        steps, state = inner.update(updates, state, params, **extra_args)
+        return jax.tree.map(within_reach, steps, params), state
+
+    return optax.GradientTransformationExtraArgs(inner.init, update_fn)
+
+
+@jax.jit
+def within_reach(step: jax.Array, x: jax.Array) -> jax.Array:
+    """A step, cut where ``x + step`` would leave the range of the type of ``x``.
+
+    It is cut a little before, so that rounding does not lead beyond.
+
+    Example:
+      >>> x = jnp.array([3e38, 1.0])
+      >>> jnp.isfinite(x + within_reach(jnp.array([jnp.inf, 1e-3]), x))
+      Array([ True,  True], dtype=bool)
+    """
+    if jnp.iscomplexobj(step):
+        return jax.lax.complex(
+            within_reach(jnp.real(step), jnp.real(x)),
+            within_reach(jnp.imag(step), jnp.imag(x)),
+        )
+    kept = 1 - 2 * max(float(jnp.finfo(a.dtype).eps) for a in (step, x))
+    largest = float(jnp.finfo(real_dtype(x.dtype)).max)
+    step = widen(step)
+    room = (kept * (largest - jnp.abs(widen(x)))).astype(step.dtype)
+    return jax.lax.clamp(-room, step, room)

@@ -1,0 +1,98 @@
+"""Steps along a moment, in few passes, against the same built of blocks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import spherical_optax as so
+from spherical_optax._transport import transport_on_sphere
+
+SHAPES = {"conv": (3, 3, 4, 6), "dense": (5, 7), "zero": (2, 3, 4)}
+VECTORS = {"adamsrt": "mu", "adamg": "mu", "sgdmrt": "trace"}
+RATE = optax.polynomial_schedule(0.1, 0.01, 1, 10)
+
+
+def adam(axes, eps, decay, **options):
+    return optax.chain(
+        *([optax.add_decayed_weights(decay)] if decay is not None else []),
+        so.scale_by_standardized_adam(0.8, 0.95, eps, axes, **options),
+        optax.scale_by_learning_rate(RATE),
+    )
+
+
+def adamsrt(axes, eps):
+    return so.rescale_and_transport(adam(axes, eps, 0.1), axes, eps)
+
+
+def adamg(axes, eps):
+    return optax.chain(
+        transport_on_sphere(adam(axes, eps, None, per_weight=False), axes, eps),
+        so.retract_to_sphere(axes, 1.0, eps),
+    )
+
+
+def sgdmrt(axes, eps):
+    del eps
+    sgd = optax.chain(
+        optax.add_decayed_weights(0.1), optax.trace(0.8), optax.scale(-0.05)
+    )
+    return so.rescale_and_transport(sgd, axes, 0.0)
+
+
+def of_blocks(name, axes, eps):
+    return {"adamsrt": adamsrt, "adamg": adamg, "sgdmrt": sgdmrt}[name](axes, eps)
+
+
+def at_once(name, axes, eps):
+    options = {"labels": lambda p: jax.tree.map(lambda _: "on", p)}
+    options["channel_axes"] = {"on": axes}
+    if name == "sgdmrt":
+        return so.sgdmrt(0.05, 0.8, weight_decay=0.1, **options)
+    return getattr(so, name)(RATE, 0.8, 0.95, eps, 0.1, **options)
+
+
+def arrays(seed):
+    rng = np.random.default_rng(seed)
+    values = {name: jnp.asarray(rng.normal(size=s)) for name, s in SHAPES.items()}
+    return {**values, "zero": 0 * values["zero"]}
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("eps", [1e-8, 1e-2])
+@pytest.mark.parametrize("axes", [(-1,), (), (0, -1)], ids=str)
+@pytest.mark.parametrize("name", ["adamsrt", "adamg", "sgdmrt"])
+def test_the_same_as_of_blocks(name, axes, eps):
+    blocks, fast = of_blocks(name, axes, eps), at_once(name, axes, eps)
+    x, y = arrays(0), arrays(0)
+    state, other = blocks.init(x), fast.init(y)
+    for seed in range(1, 8):
+        updates, state = jax.jit(blocks.update)(arrays(seed), state, x)
+        x = optax.apply_updates(x, updates)
+        updates, other = jax.jit(fast.update)(arrays(seed), other, y)
+        y = optax.apply_updates(y, updates)
+        for want, have in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True):
+            np.testing.assert_allclose(have, want, rtol=1e-11, atol=1e-13)
+        assert optax.tree.get_all_with_path(other, VECTORS[name])
+        for field in ("mu", "trace", "nu"):
+            for want, have in zip(
+                optax.tree.get_all_with_path(state, field),
+                optax.tree.get_all_with_path(other, field),
+                strict=True,
+            ):
+                jax.tree.map(
+                    lambda have, want: np.testing.assert_allclose(
+                        have, want, rtol=1e-10, atol=1e-13
+                    ),
+                    have[1],
+                    want[1],
+                )
+
+
+@pytest.mark.parametrize("name", ["adamsrt", "adamg"])
+def test_the_state_is_that_of_the_blocks(name):
+    params = arrays(0)
+    (inner,) = at_once(name, (-1,), 1e-8).init(params).inner_states.values()
+    want = of_blocks(name, (-1,), 1e-8).init(params)
+    assert jax.tree.structure(inner.inner_state) == jax.tree.structure(want)
