@@ -1,0 +1,66 @@
+"""A million steps of a cheap problem: what is promised for one step holds after all."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import spherical_optax as so
+
+STEPS = 1_000_000
+OPTIMIZERS = {
+    "adamg": so.adamg(1e-3),
+    "adamh": so.adamh(1e-3),
+    "sgdmrt": so.sgdmrt(1e-4, momentum=0.9),
+}
+
+
+@jax.jit
+def trained(start, target):
+    """Weights and states after a million steps towards a direction, with noise."""
+
+    def gradient(x, step):
+        norm = jnp.sqrt(so.geometry.dot(x, x, (-1,)))
+        noise = jnp.sin(step * jnp.arange(1.0, x.size + 1)).reshape(x.shape)
+        return so.geometry.project(x, noise - target, (-1,)) / norm
+
+    def body(step, carried):
+        moved = {}
+        for name, (x, state) in carried.items():
+            updates, state = OPTIMIZERS[name].update(
+                gradient(x, step.astype(float)), state, x
+            )
+            moved[name] = optax.apply_updates(x, updates), state
+        return moved
+
+    first = {name: (start, opt.init(start)) for name, opt in OPTIMIZERS.items()}
+    return jax.lax.fori_loop(0, STEPS, body, first)
+
+
+def test_nothing_drifts_in_a_million_steps():
+    rng = np.random.default_rng(0)
+    start, target = (jnp.asarray(rng.normal(size=(2, 1, 2)), jnp.float32) for _ in "ab")
+    ended = trained(start, target)
+    norms = {k: so.geometry.norm(x, (-1,)) for k, (x, _) in ended.items()}
+    np.testing.assert_allclose(norms["adamg"], 1, rtol=1e-6)
+    np.testing.assert_allclose(
+        norms["adamh"], so.geometry.norm(start, (-1,)), rtol=1e-6
+    )
+    assert bool(jnp.all(norms["sgdmrt"] > so.geometry.norm(start, (-1,))))
+    for name, moment in (("adamg", "mu"), ("sgdmrt", "trace")):
+        # Momentum that is transported stays tangent.
+        x, state = ended[name]
+        (m,) = jax.tree.leaves(
+            [tree for _, tree in optax.tree.get_all_with_path(state, moment)]
+        )[:1]
+        along = so.geometry.dot(m, x, (-1,))
+        length = so.geometry.norm(m, (-1,)) * norms[name]
+        assert bool(jnp.all(length > 0))
+        assert bool(jnp.all(jnp.abs(along) <= 1e-5 * length)), name
+    counts = [c for _, s in ended.values() for _, c in counters(s)]
+    assert counts
+    assert all(int(c) == STEPS for c in counts)
+
+
+def counters(state):
+    return optax.tree.get_all_with_path(state, "count")
