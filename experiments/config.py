@@ -262,6 +262,8 @@ def _read(path: Path) -> dict[str, Any]:
         known = {field.name for field in dataclasses.fields(Config)} - set(PLACE)
         unknown = set(options) - known
         hyperparameters = options.get("hyperparameters", {})
+        if not isinstance(hyperparameters, dict):
+            raise TypeError
         unknown |= set(hyperparameters) - set(_HYPERPARAMETERS)
     except OSError as error:
         raise UsageError(f"--config {path}: {error.strerror}") from None

@@ -152,7 +152,14 @@ def test_another_optimizer_leaves_the_hyperparameters_of_the_file_aside(write):
 
 @pytest.mark.parametrize(
     "record",
-    ["", "[]", "{", {}, {"config": 3}, {"config": {"hyperparameters": None}}],
+    [
+        "",
+        "[]",
+        "{",
+        {},
+        {"config": 3},
+        *[{"config": {"hyperparameters": given}} for given in (None, ["b1", 3])],
+    ],
 )
 def test_file_that_is_no_config(write, record):
     args = write(record)
