@@ -15,6 +15,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from spherical_optax import geometry
+from spherical_optax._checks import is_traced
 from spherical_optax._limits import bounded, bounded_tree, root_floor, saturated_like
 from spherical_optax.geometry import ChannelAxes, real_dtype, widen, working_dtype
 
@@ -83,7 +84,8 @@ def zeros_like_groups(x: jax.Array, channel_axes: ChannelAxes) -> jax.Array:
     They lie on the devices of ``x``, split as it is along the channel axes.
     """
     groups = jax.eval_shape(lambda x: geometry.dot(x, x, channel_axes), x)
-    where = getattr(x, "sharding", None)  # which a traced or abstract array lacks
+    # A traced array lists all that is traced before it says that it is not sharded.
+    where = None if is_traced(x) else getattr(x, "sharding", None)
     if not isinstance(where, NamedSharding) or not isinstance(x, jax.Array):
         return jnp.zeros_like(groups)
     split = (*where.spec, *[None] * x.ndim)

@@ -1,5 +1,6 @@
 """What an optimizer does to spheres: how far it turns them, and how they grow."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -112,7 +113,7 @@ def monitor_sphere(
         axes = [by_path[path] for path in paths_of_leaves(params)]
         leaves = [jax.tree.leaves(tree) for tree in (params, *others)]
         rows = [
-            _NOTHING if on is None else function(*arrays, on)
+            _NOTHING if on is None else function(*arrays, geometry.checked_axes(on))
             for *arrays, on in zip(*leaves, axes, strict=True)
         ]
         structure = jax.tree.structure(params)
@@ -198,6 +199,7 @@ def _no_statistics(x: jax.Array, channel_axes: ChannelAxes) -> SphereStatistics:
     )
 
 
+@functools.partial(jax.jit, static_argnums=3)  # traced once for leaves of one shape
 def _statistics(
     x: jax.Array, u: jax.Array, g: jax.Array, channel_axes: ChannelAxes
 ) -> SphereStatistics:

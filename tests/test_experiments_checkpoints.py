@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+import spherical_optax as so
 from experiments.checkpoints import CheckpointError, Checkpoints, digest
 from experiments.errors import UsageError
 
@@ -209,3 +210,17 @@ def test_digest_is_of_bits_paths_and_types():
     }
     assert len(digests) == 5
     assert digest(jax.tree.map(np.asarray, tree)) in digests
+
+
+def test_another_label_tree_is_refused_by_name(tmp_path):
+    params = {"conv": {"kernel": jnp.ones((3, 3, 2, 4))}}
+
+    def state(label):
+        return so.adamsrt(1e-3, labels={"conv": {"kernel": label}}).init(params)
+
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state("filter"), {})
+    checkpoints.close()
+    for other in ("layer", "euclidean"):
+        with pytest.raises(UsageError, match=r"--resume: .*conv.* in the checkpoint"):
+            Checkpoints(tmp_path).restore(state(other), accept, print)

@@ -204,9 +204,12 @@ def is_counter(path):
     return isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name == "count"
 
 
-@pytest.mark.parametrize("name", ["adamsrt", "swats"])
-def test_thousands_of_leaves(name):
-    optimizer = getattr(so, name)(1e-3)
+ONE_OF_EACH = list({case.name: case for case in OPTIMIZERS}.values())
+
+
+@pytest.mark.parametrize("case", ONE_OF_EACH, ids=lambda case: case.name)
+def test_thousands_of_leaves(case):
+    optimizer = case.make()
     params = {f"layer{i}": jnp.ones((1, 2, 2)) for i in range(5000)}
     state = jax.eval_shape(optimizer.init, params)
     updates, _ = jax.eval_shape(optimizer.update, params, state, params)
