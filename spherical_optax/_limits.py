@@ -110,8 +110,8 @@ def saturated(x: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
     """``x`` in a type, with its largest number in place of larger ones.
 
     Example:
-      >>> saturated(jnp.array([1e6, -2.0]), jnp.float16)
-      Array([65504.,    -2.], dtype=float16)
+      >>> saturated(jnp.array([1e6, -2.0]), jnp.float16).tolist()
+      [65504.0, -2.0]
     """
     if jnp.issubdtype(dtype, jnp.inexact):
         largest = float(jnp.finfo(dtype).max)
