@@ -209,7 +209,10 @@ class Checkpoints:
     def _open_reader(self) -> Any:
         if self._reader is None:
             alone = not several()
-            self._reader = self._open_writer() if alone else open_reader(self.path)
+            try:
+                self._reader = self._open_writer() if alone else open_reader(self.path)
+            except ValueError as error:  # what Orbax notes beside the checkpoints
+                raise CheckpointError(f"{self.path}: damaged: {error}") from None
         return self._reader
 
     def _read_checked(

@@ -254,7 +254,8 @@ def _about_published(rows: Iterable[tuple[Setting, str, Figure | None]]) -> str:
 
 
 def _machine(machine: Mapping[str, Any]) -> str:
-    devices = Counter(machine.get("devices", []))
+    listed = machine.get("devices")
+    devices = Counter(map(str, listed if isinstance(listed, list) else []))
     names = [f"{n} x {d}" if n > 1 else d for d, n in devices.items()]
     cpus = machine.get("cpus", "unknown number of")
     processor = machine.get("processor")
