@@ -224,3 +224,10 @@ def test_another_label_tree_is_refused_by_name(tmp_path):
     for other in ("layer", "euclidean"):
         with pytest.raises(UsageError, match=r"--resume: .*conv.* in the checkpoint"):
             Checkpoints(tmp_path).restore(state(other), accept, print)
+
+
+def test_notes_of_another_kind_end_in_an_error_of_ours(folder):
+    newest = max(folder.rglob("_CHECKPOINT_METADATA"))
+    newest.write_text("3")  # JSON, so that Orbax takes it for its own
+    with pytest.raises(CheckpointError, match="damaged: "):
+        restore(folder)

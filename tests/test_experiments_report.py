@@ -14,7 +14,7 @@ from scipy import stats as scipy_stats
 
 from experiments import reproduce
 from experiments.config import ADDED_LATER, parse, to_json
-from experiments.report import published, stats
+from experiments.report import published, stats, text
 from experiments.report.columns import columns_of
 from experiments.report.command import main
 from experiments.report.page import Code, Heading, Table, to_html, to_markdown
@@ -497,3 +497,8 @@ def test_small_real_grid_from_training_to_report(tmp_path, monkeypatch, capfd):
     mean = (first["test_accuracy"] + second["test_accuracy"]) / 2
     assert table["rows"][0]["test_accuracy"]["mean"] == pytest.approx(100 * mean)
     assert "python -m experiments.reproduce --dataset digits --model convnet" in text
+
+
+@pytest.mark.parametrize("devices", [None, 3, [None], [{}]], ids=str)
+def test_odd_devices_are_told_as_they_are(devices):
+    assert "4 CPU cores" in text._machine({"devices": devices, "cpus": 4})
