@@ -8,7 +8,14 @@ import optax
 
 from spherical_optax import geometry
 from spherical_optax._checks import check_flag, check_numbers, needs_params
-from spherical_optax._limits import bounded, capped, finite, in_range, root_floor
+from spherical_optax._limits import (
+    bounded,
+    capped,
+    finite,
+    in_range,
+    quotient,
+    root_floor,
+)
 from spherical_optax._moments import (
     Number,
     adam_rate,
@@ -82,11 +89,11 @@ def scale_by_lamb(
     @jax.jit  # so that leaves of one shape are traced once for all
     def leaf_step(g, m, v, x, rate, floor, decay):
         mu, nu = ema(bounded(g), m, b1), ema_of_squares(bounded(g), v, b2)
-        r = finite(rate * mu / (jnp.sqrt(nu) + floor) + decay * widen(x))
+        r = quotient(rate * mu, jnp.sqrt(nu) + floor) + decay * widen(x)
         weight_norm = jnp.minimum(_norm(x), max_weight_norm)
         adam_norm = _norm(r)
         trust = _trust_ratio(weight_norm, adam_norm)
-        kept = finite(trust * r), mu, nu
+        kept = finite(trust * finite(r)), mu, nu  # the trust ratio may vanish
         return *cast_tree(kept, (g, m, v)), weight_norm, adam_norm, trust
 
     def update_fn(updates, state, params=None):

@@ -11,7 +11,7 @@ Finite weights, gradients and hyperparameters make finite steps and a finite sta
   group whose squared norm is above :math:`2^{5e/8}`, or falls by :math:`2^{e/2}` in a
   step, keeps its moments as they are.
 * A root of a second moment counts from :math:`2^{1-e/2}` on: the squares of smaller
-  numbers vanish.
+  numbers vanish. What LAMB and SWATS divide by it counts up to :math:`2^{e/2}`.
 * What is stored in a narrower type ends at its largest number.
 * A step ends where the weight would leave the range of its type.
 
@@ -84,6 +84,19 @@ def root_floor(root: jax.typing.ArrayLike) -> jax.Array:
     """
     root = widen(root)
     return jnp.maximum(root, 2.0 ** (1 - exponent_of(root.dtype) // 2))
+
+
+def quotient(x: jax.Array, root: jax.Array) -> jax.Array:
+    """``x / root``, finite where the root is at least :func:`root_floor`.
+
+    The division comes last, so that XLA writes the quotient once, for all that read it;
+    of a clip at the end each reader would do its own, a sum by an array more.
+
+    Example:
+      >>> bool(quotient(jnp.array(1e30), root_floor(0.0)) == 2.0**127)
+      True
+    """
+    return clip(x, 2.0 ** (exponent_of(x.dtype) // 2)) / root
 
 
 def finite(x: jax.Array) -> jax.Array:

@@ -13,7 +13,13 @@ from spherical_optax._checks import (
     check_numbers,
     needs_params,
 )
-from spherical_optax._limits import bounded, capped, finite, in_range, root_floor
+from spherical_optax._limits import (
+    bounded,
+    capped,
+    in_range,
+    quotient,
+    root_floor,
+)
 from spherical_optax._moments import (
     Number,
     abs_sq,
@@ -178,7 +184,7 @@ def scale_by_swats(
         rate = choose(capped(sgd_factor * sgd_rate), adam_rate)
         ahead = choose(1, 0) * bound + choose(b1, 1) * mu if nesterov else mu
         root = choose(0, 1) * jnp.sqrt(nu_max) + choose(1, floor)
-        step = finite(rate * ahead / root)
+        step = quotient(rate * ahead, root)
         # Of Adam's step, since nobody asks for them after the switch.
         pp, pg = geometry.squared_norm(step, ()), geometry.dot(step, g, ())
         return _Leaf(step, mu, nu, nu_max, pp.reshape(()), pg.reshape(()))

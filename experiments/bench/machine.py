@@ -56,7 +56,7 @@ def versions() -> dict[str, str | None]:
 
 def flags() -> dict[str, str]:
     """Environment variables that change what is compiled or how it runs."""
-    known = ("JAX_", "XLA_", "OMP_", "MKL_", "TORCH")
+    known = ("JAX_", "XLA_", "OMP_", "MKL_", "TORCH", "MALLOC_")
     return {k: v for k, v in sorted(os.environ.items()) if k.startswith(known)}
 
 
