@@ -37,6 +37,7 @@ from experiments.orbax_io import (
     open_writer,
     orbax,
     reason,
+    unreadable_notes,
 )
 
 __all__ = ["CheckpointError", "Checkpoints", "digest"]
@@ -143,6 +144,7 @@ class Checkpoints:
         Raises:
           CheckpointError: there are some, and all are damaged.
         """
+        lost = self._set_unlisted_aside(warn)
         steps = self.steps()
         for step in reversed(steps):
             found, failure = None, None
@@ -164,7 +166,7 @@ class Checkpoints:
             elif failure is None or refused:
                 failure = ValueError(f"process {worst - 2} cannot read it")
             self._set_aside(step, failure, warn)
-        if steps:
+        if steps or lost:
             raise CheckpointError(
                 f"{self.path}: no checkpoint is left that can be read"
             )
@@ -215,6 +217,26 @@ class Checkpoints:
                 raise CheckpointError(f"{self.path}: damaged: {error}") from None
         return self._reader
 
+    def _set_unlisted_aside(self, warn: Callable[[str], None]) -> bool:
+        """Sets aside whatever keeps Orbax from listing the checkpoints at all.
+
+        That is notes beside one of them which are JSON, but not Orbax's. Returns
+        whether there were any.
+        """
+        unlisted: CheckpointError | None = None
+        try:
+            self.steps()
+        except CheckpointError as error:
+            unlisted = error
+        if not agree(int(unlisted is not None)):
+            return False
+        if is_primary():
+            for step in sorted(self.path.glob("[0-9]*")):
+                if error := unreadable_notes(step):
+                    self._rename(step.name, error, warn)
+        agree(0)  # the others wait until that is done
+        return True
+
     def _read_checked(
         self, step: int, like: Any, refuse: Callable[[Mapping[str, Any]], None]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -257,13 +279,15 @@ class Checkpoints:
     def _set_aside(
         self, step: int, error: Exception, warn: Callable[[str], None]
     ) -> None:
-        damaged = self.path / str(step)
-        aside = self.path / f"damaged-{step}"
         if is_primary():
-            shutil.rmtree(aside, ignore_errors=True)
-            damaged.rename(aside)
+            self._rename(str(step), error, warn)
         agree(0)  # the others wait until that is done
         self._open_reader().reload()
+
+    def _rename(self, name: str, error: Exception, warn: Callable[[str], None]) -> None:
+        damaged, aside = self.path / name, self.path / f"damaged-{name}"
+        shutil.rmtree(aside, ignore_errors=True)
+        damaged.rename(aside)
         warn(f"{damaged}: damaged, set aside as {aside.name}: {reason(error)}")
 
 

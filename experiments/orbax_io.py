@@ -3,6 +3,7 @@
 import logging
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -67,6 +68,20 @@ def open_reader(path: Path) -> Any:
         ),
     )
     return orbax().CheckpointManager(path, options=options)
+
+
+def unreadable_notes(step: Path) -> Exception | None:
+    """What Orbax says against the notes beside a checkpoint; None if nothing.
+
+    It reads those of all when it opens a folder: so it is shown a folder with this one.
+    """
+    with tempfile.TemporaryDirectory() as alone:
+        (Path(alone) / step.name).symlink_to(step, target_is_directory=True)
+        try:
+            open_reader(Path(alone)).close()
+        except ValueError as error:
+            return error
+    return None
 
 
 @cache

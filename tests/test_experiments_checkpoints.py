@@ -226,8 +226,20 @@ def test_another_label_tree_is_refused_by_name(tmp_path):
             Checkpoints(tmp_path).restore(state(other), accept, print)
 
 
-def test_notes_of_another_kind_end_in_an_error_of_ours(folder):
-    newest = max(folder.rglob("_CHECKPOINT_METADATA"))
-    newest.write_text("3")  # JSON, so that Orbax takes it for its own
-    with pytest.raises(CheckpointError, match="damaged: "):
+@pytest.mark.parametrize("notes", ["3", "[]", '{"item_handlers": 3}', '{"custom_metadata": 3}'])
+@pytest.mark.parametrize("step", [2, 3])
+def test_notes_of_another_kind_cost_one_checkpoint(folder, notes, step):
+    # JSON, so that Orbax takes it for its own, and lists nothing at all
+    (folder / str(step) / "_CHECKPOINT_METADATA").write_text(notes)
+    (tree, _), warnings = restore(folder)
+    assert int(tree["step"]) == 5 - step
+    assert [w.split(": ")[1] for w in warnings] == [
+        f"damaged, set aside as damaged-{step}"
+    ]
+
+
+def test_no_readable_notes_at_all(folder):
+    for notes in folder.rglob("_CHECKPOINT_METADATA"):
+        notes.write_text("3")
+    with pytest.raises(CheckpointError, match="no checkpoint is left"):
         restore(folder)
