@@ -223,18 +223,19 @@ class Checkpoints:
         That is notes beside one of them which are JSON, but not Orbax's. Returns
         whether there were any.
         """
-        unlisted: CheckpointError | None = None
         try:
             self.steps()
-        except CheckpointError as error:
-            unlisted = error
-        if not agree(int(unlisted is not None)):
+            listed = True
+        except CheckpointError:
+            listed = False
+        if not agree(int(not listed)):
             return False
-        if is_primary():
-            for step in sorted(self.path.glob("[0-9]*")):
-                if error := unreadable_notes(step):
-                    self._rename(step.name, error, warn)
-        agree(0)  # the others wait until that is done
+        folders = [path for path in self.path.iterdir() if path.name.isdecimal()]
+        wrong = {int(path.name): unreadable_notes(path) for path in folders}
+        agree(0)  # before one is renamed, all have seen it
+        for step, error in sorted(wrong.items()):
+            if error:
+                self._set_aside(step, error, warn)
         return True
 
     def _read_checked(
@@ -279,15 +280,13 @@ class Checkpoints:
     def _set_aside(
         self, step: int, error: Exception, warn: Callable[[str], None]
     ) -> None:
+        damaged, aside = self.path / str(step), self.path / f"damaged-{step}"
         if is_primary():
-            self._rename(str(step), error, warn)
+            shutil.rmtree(aside, ignore_errors=True)
+            damaged.rename(aside)
         agree(0)  # the others wait until that is done
-        self._open_reader().reload()
-
-    def _rename(self, name: str, error: Exception, warn: Callable[[str], None]) -> None:
-        damaged, aside = self.path / name, self.path / f"damaged-{name}"
-        shutil.rmtree(aside, ignore_errors=True)
-        damaged.rename(aside)
+        if self._reader is not None:
+            self._reader.reload()
         warn(f"{damaged}: damaged, set aside as {aside.name}: {reason(error)}")
 
 

@@ -128,6 +128,8 @@ def abstract(leaves: Mapping[str, Any], *, whole: bool) -> dict[str, Any]:
 
 def reason(error: Exception) -> str:
     """The part of an error that a user can act on; Orbax and its layers say much."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     text = str(error) or type(error).__name__
     system = re.search(r"([^:\n]+) \[os_error_code", text)
     return system[1].strip() if system else text.splitlines()[0]

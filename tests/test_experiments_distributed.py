@@ -1,5 +1,7 @@
 """Real processes that train one model, over this machine's own network."""
 
+import re
+import resource
 import signal
 import subprocess
 import time
@@ -84,6 +86,27 @@ def test_when_one_of_four_is_killed_the_others_end_and_one_goes_on(alone, tmp_pa
         assert "another process has ended" in error or "another task died" in error
     one = run_here(folder, *OPTIONS, "--resume")
     assert summary_of(folder)["resumed_at_steps"] == [22]
+    np.testing.assert_allclose(one, alone, rtol=1e-5)
+
+
+def test_when_the_disk_of_one_of_two_is_full_both_end_and_one_goes_on(alone, tmp_path):
+    folder = tmp_path / "run"
+    running = start_all(folder, 2, 1, "--mesh", "fsdp=2")
+    while not (folder / "checkpoints/22").is_dir():  # of the first epoch
+        assert all(process.poll() is None for process in running)
+        time.sleep(0.01)
+    # From now on no file of the second process may grow any larger.
+    resource.prlimit(running[1].pid, resource.RLIMIT_FSIZE, (200, 200))
+    began = time.monotonic()
+    told = [process.communicate(timeout=120) for process in running]
+    assert time.monotonic() - began < 90
+    assert running[0].returncode != 0
+    assert running[1].returncode == 1
+    found = re.search("last good one, of step ([0-9]+), is kept", told[1][1])
+    assert found, told[1]
+    assert "could not be written: File too large" in told[1][1]
+    one = run_here(folder, *OPTIONS, "--resume")
+    assert summary_of(folder)["resumed_at_steps"] == [int(found[1])]
     np.testing.assert_allclose(one, alone, rtol=1e-5)
 
 
