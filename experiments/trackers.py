@@ -1,7 +1,8 @@
 """Metrics for TensorBoard and Weights & Biases, beside ``metrics.jsonl``."""
 
+import contextlib
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,12 +43,18 @@ def open_trackers(
     return trackers
 
 
-def check_installed(config: Config) -> None:
-    """Raises a UsageError if a package is missing that was asked for."""
+def check_trackers(config: Config) -> None:
+    """Finds out, before anything is compiled, whether what is asked for can be had.
+
+    Raises:
+      UsageError: a package is missing, or the key for Weights & Biases.
+    """
     if config.tensorboard:
         _import("--tensorboard", "tensorboardX", "tensorboard")
     if config.wandb:
-        _import("--wandb", "wandb", "wandb")
+        wandb = _import("--wandb", "wandb", "wandb")
+        with _refusals():
+            wandb.login()  # asks nobody where WANDB_MODE is offline or disabled
 
 
 class TensorBoard:
@@ -81,7 +88,7 @@ class WeightsAndBiases:
         file = folder / WANDB_ID
         if not file.exists():
             file.write_text(uuid.uuid4().hex[:8] + "\n")
-        try:
+        with _refusals():
             self._run = wandb.init(
                 project="spherical_optax",
                 name=folder.name,
@@ -90,9 +97,6 @@ class WeightsAndBiases:
                 config=dict(config),
                 resume="allow",
             )
-        except Exception as error:  # no account, no network: it has many classes
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise UsageError(f"--wandb: {reason}") from error
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Adds an epoch."""
@@ -118,6 +122,16 @@ def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
             grouped = split in ("train", "validation", "test")
             found[f"{split}/{quantity}" if grouped else name] = value
     return {name: value for name, value in found.items() if value is not None}
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """Makes one line of what Weights & Biases says: no account, no network."""
+    try:
+        yield
+    except Exception as error:  # it has many classes
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UsageError(f"--wandb: {reason}") from error
 
 
 def _import(option: str, package: str, extra: str) -> Any:

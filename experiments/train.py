@@ -46,7 +46,7 @@ from experiments.stopping import (
 )
 from experiments.summary import FINISHED, NOT_FINITE, summarize, summary_line
 from experiments.timing import process_start
-from experiments.trackers import check_installed, open_trackers
+from experiments.trackers import check_trackers, open_trackers
 from experiments.trainer import NonFiniteError, Trainer
 from experiments.values import parse_duration
 
@@ -103,7 +103,7 @@ def train(config: Config, stop: StopRequest, began: float) -> int:
     """
     # 1. The run folder; there may be nothing left to do in it.
     assert config.out is not None  # completed when the command line was read
-    check_installed(config)
+    check_trackers(config)
     speaks = is_primary()
     with RunFolder(
         config.out, config.overwrite, config.resume, writes=speaks

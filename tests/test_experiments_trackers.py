@@ -161,7 +161,8 @@ def wandb(monkeypatch):
         runs.append(run)
         return run
 
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    fake = SimpleNamespace(init=init, login=lambda: True)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
     return runs
 
 
@@ -180,12 +181,17 @@ def test_weights_and_biases_go_on_under_one_id(train, stopped, wandb):
     assert first.options["config"]["hyperparameters"]["learning_rate"] == 0.001
 
 
-def test_weights_and_biases_that_refuse_are_one_line(train, wandb, capsys, monkeypatch):
-    def init(**options):
+@pytest.mark.parametrize("refuses", ["login", "init"])
+def test_weights_and_biases_that_refuse_are_one_line(
+    train, wandb, capsys, monkeypatch, refuses
+):
+    def refuse(**options):
         raise RuntimeError("api_key not configured.\nRun wandb login")
 
-    monkeypatch.setattr(sys.modules["wandb"], "init", init)
-    assert train("--wandb")[0] == 2
+    monkeypatch.setattr(sys.modules["wandb"], refuses, refuse)
+    code, folder = train("--wandb")
+    assert code == 2
     assert capsys.readouterr().err == (
         "error: --wandb: RuntimeError: api_key not configured. Run wandb login\n"
     )
+    assert folder.exists() == (refuses == "init")  # the key is asked for first
