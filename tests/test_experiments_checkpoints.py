@@ -226,7 +226,9 @@ def test_another_label_tree_is_refused_by_name(tmp_path):
             Checkpoints(tmp_path).restore(state(other), accept, print)
 
 
-@pytest.mark.parametrize("notes", ["3", "[]", '{"item_handlers": 3}', '{"custom_metadata": 3}'])
+@pytest.mark.parametrize(
+    "notes", ["3", "[]", '{"item_handlers": 3}', '{"custom_metadata": 3}']
+)
 @pytest.mark.parametrize("step", [2, 3])
 def test_notes_of_another_kind_cost_one_checkpoint(folder, notes, step):
     # JSON, so that Orbax takes it for its own, and lists nothing at all
