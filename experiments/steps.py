@@ -208,26 +208,39 @@ def _in_parts(
     gradient: Callable[..., Any], parts: int, layout: Layout
 ) -> Callable[..., Any]:
     """The same gradient as the mean over parts of the batch, one after another."""
+    # Convolutions are slow in loops of a program on the CPU: there it is unrolled.
+    unrolled = jax.default_backend() == "cpu"
 
     def mean_gradient(params: Any, stats: Any, *batch: jax.Array) -> Any:
         batches = [x.reshape(parts, len(x) // parts, *x.shape[1:]) for x in batch]
 
         def add(carry: Any, part: Sequence[jax.Array]) -> tuple[Any, None]:
             loss, stats, correct, grads = carry
-            batch = map(layout.batch, part)
-            (other, (stats, right)), more = gradient(params, stats, *batch)
+            images, labels = map(layout.batch, part)
+            if unrolled:
+                images = _after(grads, images)
+            (other, (stats, right)), more = gradient(params, stats, images, labels)
             grads = jax.tree.map(lambda g, m: g + m / parts, grads, more)
             return (loss + other / parts, stats, correct + right, grads), None
 
         zeros = jax.tree.map(jnp.zeros_like, params)
         carry = (jnp.zeros([]), stats, jnp.zeros([], jnp.int32), zeros)
-        # Convolutions are slow in loops of a program on the CPU: there it is unrolled.
-        unroll = parts if jax.default_backend() == "cpu" else 1
-        carry, _ = jax.lax.scan(add, carry, batches, unroll=unroll)
+        carry, _ = jax.lax.scan(add, carry, batches, unroll=parts if unrolled else 1)
         loss, stats, correct, grads = carry
         return (loss, (stats, correct)), grads
 
     return mean_gradient
+
+
+def _after(tree: Any, x: jax.Array) -> jax.Array:
+    """``x``, which is not to be had before the tree is.
+
+    So a part of a batch begins when the gradients of the one before it are there, and
+    its memory is used again. XLA would begin all at once; it takes barriers away before
+    it decides on the order. What is added is 0, also where there is NaN.
+    """
+    beyond = [jnp.ravel(leaf)[0] > jnp.inf for leaf in jax.tree.leaves(tree)]
+    return x + sum(flag.astype(x.dtype) for flag in beyond)
 
 
 def repeat_step(step: Step) -> Step:

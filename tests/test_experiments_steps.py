@@ -1,5 +1,7 @@
 """The compiled step: what it counts, and what it says when a number is not finite."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from flax import nnx
 
 from experiments.compiling import compile_ahead
 from experiments.data import Dataset, Split
+from experiments.models.resnet import ResNet
 from experiments.steps import (
     Tally,
     init_state,
@@ -173,6 +176,35 @@ def test_parts_of_a_batch_make_the_same_step(in_one_call):
             np.testing.assert_allclose(one, another, rtol=1e-5, atol=1e-7)
         np.testing.assert_allclose(tally.loss, other.loss, rtol=1e-6)
         assert int(tally.correct) == int(other.correct)
+
+
+@pytest.mark.parametrize("marked_image", [4, 7])
+def test_parts_after_one_that_is_not_finite_name_its_leaf(marked_image):
+    tally = train_on("gradient", marked_image, 2, parts=4)[1]
+    assert (tally.bad_step, tally.bad_leaf) == (2, 3)
+
+
+def test_parts_need_the_memory_of_one_part():
+    """Also where they are unrolled: XLA would begin all of them at once."""
+    dataset = Dataset("toy", 10, None, None, (0.5,), (0.5,), lambda key, images: images)
+    graph, optimizer, state = init_state(
+        functools.partial(ResNet, (8, 8), (1, 1), channels=1, num_classes=10),
+        sgd,
+        jax.random.key(0),
+    )
+    batch = (
+        jax.ShapeDtypeStruct((256, 16, 16, 1), jnp.uint8),
+        jax.ShapeDtypeStruct((256,), jnp.int32),
+    )
+
+    def bytes_needed(parts):
+        step = make_train_step(
+            graph, optimizer, dataset, lambda source, step: source, parts=parts
+        )
+        compiled = jax.jit(step).lower(state, Tally.zero(), batch).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert bytes_needed(8) < 0.25 * bytes_needed(1)
 
 
 def test_evaluation_leaves_the_padding_out():
