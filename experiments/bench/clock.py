@@ -14,6 +14,7 @@ Contender = Callable[[int], None]
 _LEAST_ROUNDS = 3
 _MOST_CALLS = 1000
 _SHORT = 0.2  # seconds: a call that may be repeated just to settle
+_LONG = 2.0  # seconds: one that is not even repeated to learn how long it takes
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,13 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> dict[str, Any]:
 
 
 def _warm_up(run: Contender) -> float:
-    """Calls it until it is compiled for good; returns the seconds of the last call."""
+    """Calls it until it is compiled for good; returns the seconds of a call."""
     run(1)
     seconds = _seconds(run, 1)  # what the first returned may be laid out anew
-    return seconds if seconds > _SHORT else min(_seconds(run, 1) for _ in range(2))
+    if seconds > _LONG:
+        return seconds
+    # Nor does the second tell how long it takes: large arrays are mapped in it.
+    return min(_seconds(run, 1) for _ in range(2))
 
 
 def _seconds(run: Contender, calls: int) -> float:
