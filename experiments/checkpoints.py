@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from experiments.digests import (
     by_path,
@@ -32,6 +30,7 @@ from experiments.distributed import agree, is_primary, several
 from experiments.errors import UsageError
 from experiments.orbax_io import (
     abstract,
+    copies,
     nested,
     open_reader,
     open_writer,
@@ -87,7 +86,7 @@ class Checkpoints:
         self.wait()
         if agree(int(step in self.steps())):
             return
-        leaves = _copies(by_path(arrays))
+        leaves = copies(by_path(arrays))
         sealed = _seal(record, table_of(leaves))
         self._writing = step
         args = orbax().args
@@ -288,23 +287,6 @@ class Checkpoints:
         if self._reader is not None:
             self._reader.reload()
         warn(f"{damaged}: damaged, set aside as {aside.name}: {reason(error)}")
-
-
-def _copies(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """The arrays in memory of their own; those of several processes on the devices."""
-    shared = {path: leaf for path, leaf in leaves.items() if is_shared(leaf)}
-    if jax.default_backend() == "cpu":
-        # Orbax would look at the devices' own memory, which the next step reuses.
-        shared = _copy_on_device(shared)
-    return {
-        path: shared[path] if path in shared else np.array(leaf)
-        for path, leaf in leaves.items()
-    }
-
-
-@jax.jit
-def _copy_on_device(tree: Any) -> Any:
-    return jax.tree.map(jnp.copy, tree)
 
 
 def _seal(facts: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:

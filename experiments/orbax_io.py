@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.digests import is_shared
@@ -101,6 +102,23 @@ def orbax() -> Any:
 
     sys.unraisablehook = hook
     return orbax.checkpoint
+
+
+def copies(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays in memory of their own; those of several processes on the devices."""
+    shared = {path: leaf for path, leaf in leaves.items() if is_shared(leaf)}
+    if jax.default_backend() == "cpu":
+        # Orbax would look at the devices' own memory, which the next step reuses.
+        shared = _copy_on_device(shared)
+    return {
+        path: shared[path] if path in shared else np.array(leaf)
+        for path, leaf in leaves.items()
+    }
+
+
+@jax.jit
+def _copy_on_device(tree: Any) -> Any:
+    return jax.tree.map(jnp.copy, tree)
 
 
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:

@@ -239,7 +239,8 @@ def _after(tree: Any, x: jax.Array) -> jax.Array:
     its memory is used again. XLA would begin all at once; it takes barriers away before
     it decides on the order. What is added is 0, also where there is NaN.
     """
-    beyond = [jnp.ravel(leaf)[0] > jnp.inf for leaf in jax.tree.leaves(tree)]
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if leaf.size]
+    beyond = [jnp.ravel(leaf)[0] > jnp.inf for leaf in leaves]
     return x + sum(flag.astype(x.dtype) for flag in beyond)
 
 

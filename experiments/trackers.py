@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from experiments.config import Config, to_json
+from experiments.distributed import is_primary
 from experiments.errors import UsageError
 
 EVENTS = "tensorboard"
@@ -53,8 +54,9 @@ def check_trackers(config: Config) -> None:
         _import("--tensorboard", "tensorboardX", "tensorboard")
     if config.wandb:
         wandb = _import("--wandb", "wandb", "wandb")
-        with _refusals():
-            wandb.login()  # asks nobody where WANDB_MODE is offline or disabled
+        if is_primary():  # the others report nothing, and may have no key
+            with _refusals():
+                wandb.login()  # asks nobody where WANDB_MODE is offline or disabled
 
 
 class TensorBoard:

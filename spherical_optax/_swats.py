@@ -13,13 +13,7 @@ from spherical_optax._checks import (
     check_numbers,
     needs_params,
 )
-from spherical_optax._limits import (
-    bounded,
-    capped,
-    in_range,
-    quotient,
-    root_floor,
-)
+from spherical_optax._limits import bounded, capped, in_range, quotient, root_floor
 from spherical_optax._moments import (
     Number,
     abs_sq,

@@ -5,6 +5,7 @@ the first, how many there are, its number, and a folder.
 """
 
 import json
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,12 @@ def damage(path):
     file.write_bytes(data)
 
 
+def write_again(path):
+    """Step 2 once more, as 4, with notes beside it that Orbax cannot list."""
+    shutil.copytree(path / "2", path / "4")
+    (path / "4/_CHECKPOINT_METADATA").write_text("3")
+
+
 BATCH, STEPS = 8, 3
 PICKED, DECODED = set(), set()  # images, from memory and from a stream
 
@@ -175,6 +182,11 @@ def main():
         damage(folder / "of_several/3")
     agree(0)
     told["damaged"] = restore(folder / "of_several")
+
+    if is_primary():
+        write_again(folder / "of_several")
+    agree(0)
+    told["notes"] = restore(folder / "of_several")
 
     # What a file system returns wrong to one process alone is found out by all.
     if not is_primary():

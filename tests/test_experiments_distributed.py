@@ -36,6 +36,21 @@ def start_all(folder, processes, devices, *args):
     ]
 
 
+def wait_for_first_checkpoint(running, folder):
+    """Returns when that of the first epoch is complete."""
+    while not (folder / "checkpoints/22").is_dir():
+        assert all(process.poll() is None for process in running)
+        time.sleep(0.01)
+
+
+def all_end(running):
+    """What they had to say, as they ended in time."""
+    began = time.monotonic()
+    told = [process.communicate(timeout=120) for process in running]
+    assert time.monotonic() - began < 90
+    return told
+
+
 def slurm(processes):
     """What all processes of a job under SLURM find in their environment."""
     return {
@@ -73,13 +88,9 @@ def test_two_processes_of_two_devices_under_slurm_are_as_one(alone, tmp_path):
 def test_when_one_of_four_is_killed_the_others_end_and_one_goes_on(alone, tmp_path):
     folder = tmp_path / "run"
     running = start_all(folder, 4, 1, "--mesh", "data=2,fsdp=2")
-    while not (folder / "checkpoints/22").is_dir():  # of the first epoch
-        assert all(process.poll() is None for process in running)
-        time.sleep(0.05)
+    wait_for_first_checkpoint(running, folder)
     running[2].send_signal(signal.SIGKILL)
-    began = time.monotonic()
-    told = [process.communicate(timeout=120) for process in running]
-    assert time.monotonic() - began < 90
+    told = all_end(running)
     for number in (0, 1, 3):
         assert running[number].returncode != 0
         error = told[number][1]
@@ -92,14 +103,10 @@ def test_when_one_of_four_is_killed_the_others_end_and_one_goes_on(alone, tmp_pa
 def test_when_the_disk_of_one_of_two_is_full_both_end_and_one_goes_on(alone, tmp_path):
     folder = tmp_path / "run"
     running = start_all(folder, 2, 1, "--mesh", "fsdp=2")
-    while not (folder / "checkpoints/22").is_dir():  # of the first epoch
-        assert all(process.poll() is None for process in running)
-        time.sleep(0.01)
+    wait_for_first_checkpoint(running, folder)
     # From now on no file of the second process may grow any larger.
     resource.prlimit(running[1].pid, resource.RLIMIT_FSIZE, (200, 200))
-    began = time.monotonic()
-    told = [process.communicate(timeout=120) for process in running]
-    assert time.monotonic() - began < 90
+    told = all_end(running)
     assert running[0].returncode != 0
     assert running[1].returncode == 1
     found = re.search("last good one, of step ([0-9]+), is kept", told[1][1])

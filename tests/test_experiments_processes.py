@@ -139,6 +139,13 @@ def test_damage_is_found_by_all_and_the_one_before_used(told, folder):
         assert f"{folder}/of_several/3: damaged, set aside as damaged-3" in warning
 
 
+def test_notes_of_another_kind_cost_one_checkpoint_for_all(told, folder):
+    for of_process in told:
+        found, (warning,) = of_process["notes"]
+        assert found == {"right": True, "step": 2, "by": 0}
+        assert f"{folder}/of_several/4: damaged, set aside as damaged-4" in warning
+
+
 def test_what_one_reads_wrong_is_damaged_for_all(told):
     for of_process in told:
         assert "no checkpoint is left that can be read" in of_process["wrong_in_one"]

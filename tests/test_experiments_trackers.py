@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import pytest
 from tiny_training import install
 
+from experiments import trackers
+from experiments.config import parse
 from experiments.stopping import TERMINATED, StoppedRun, StopRequest
 from experiments.trackers import scalars
 from experiments.train import main
@@ -195,3 +197,9 @@ def test_weights_and_biases_that_refuse_are_one_line(
         "error: --wandb: RuntimeError: api_key not configured. Run wandb login\n"
     )
     assert folder.exists() == (refuses == "init")  # the key is asked for first
+
+
+def test_a_process_that_reports_nothing_needs_no_key(wandb, monkeypatch):
+    monkeypatch.setattr(trackers, "is_primary", lambda: False)
+    monkeypatch.delattr(sys.modules["wandb"], "login")
+    trackers.check_trackers(parse(["--wandb"]))

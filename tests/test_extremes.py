@@ -214,3 +214,11 @@ def test_thousands_of_leaves(case):
     state = jax.eval_shape(optimizer.init, params)
     updates, _ = jax.eval_shape(optimizer.update, params, state, params)
     assert jax.tree.structure(updates) == jax.tree.structure(params)
+
+
+def test_lamb_where_its_direction_overflows_and_its_trust_ratio_vanishes():
+    """Infinity times 0, were the direction not bounded before it is scaled."""
+    x = jnp.full((3, 2), 1e38)
+    optimizer = so.lamb(1e-2, weight_decay=1e18, max_weight_norm=1.2e-38)
+    step, state = optimizer.update(x, optimizer.init(x), x)
+    assert where_not_finite((step, state)) == []
