@@ -10,7 +10,16 @@ Every product that the transport needs then comes from three,
   |x + u|^2 = \langle x, x\rangle + 2 r \langle m, x\rangle
     + r^2 \langle m, m\rangle,
 
-which are sums over arrays that are there anyhow, before the step is made. What
+which are sums over arrays that are there anyhow, before the step is made. The moment
+is then carried to where the step has led, :math:`y = x + u`, by a projection that reads
+the new weights in place of the old ones:
+
+.. math::
+  \langle x, y\rangle m - \langle m, y\rangle x
+    = \langle y, y\rangle m - \langle m, y\rangle y .
+
+Weights can so be written over before moments are, and an update in place needs no copy
+of either. What
 :mod:`spherical_optax._transport` says, block by block, is the same with two passes more
 over the weights, for any optimizer; tests hold one against the other.
 """
@@ -37,12 +46,16 @@ from spherical_optax.labels import check_axes
 
 
 class _Products(NamedTuple):
-    """Inner products of a group: x its weights, m the moment, y = x + r m."""
+    """Inner products of a group: x its weights, m the moment, y = x + r m.
+
+    And ``r``, for XLA not known before them: all sums over the weights are then taken
+    before a step writes over them in place, which needs no copy of them.
+    """
 
     xx: jax.Array
-    xy: jax.Array
     my: jax.Array
     yy: jax.Array
+    r: jax.Array
 
 
 Move = Callable[..., tuple[jax.Array, jax.Array, tuple[jax.Array, ...]]]
@@ -76,9 +89,10 @@ def rescale_and_transport_moment(
         known = within_range(products.yy, products.xx, denominator)
         denominator = jnp.where(known, denominator, 1.0)
         shrink = jnp.where(known, products.xx, 1.0) / denominator
+        step = within_reach(products.r * m, weights)
         return (
-            within_reach(r * m, weights),
-            _carried(x, m, products, denominator, known),
+            step,
+            _carried(x + step, m, products, known, denominator),
             tuple(held(shrink * held(widen(v))) for v in squares),
         )
 
@@ -118,10 +132,11 @@ def transport_and_retract_moment(
         denominator = geometry.floored(jnp.sqrt(products.xx) * after + eps)
         known = within_range(products.yy, products.xx, denominator)
         denominator = jnp.where(known, denominator, 1.0)
-        moved = geometry.reciprocal(after + eps) * (x + r * m)
+        length = geometry.floored(after + eps)
+        step = within_reach(geometry.reciprocal(length) * (x + r * m) - x, weights)
         return (
-            within_reach(moved - x, weights),
-            _carried(x, m, products, denominator, known),
+            step,
+            _carried(x + step, m, products, known, denominator, length),
             squares,
         )
 
@@ -185,15 +200,30 @@ def _products(
     mx = geometry.dot(m, x, channel_axes)
     along = r * geometry.squared_norm(m, channel_axes)
     yy = xx + r * (2 * mx + along)
-    return _Products(xx, xx + r * mx, mx + along, jnp.maximum(yy, 0.0))
+    # A number no sum is below; a division, since that is done once a group.
+    unit = jnp.where(yy < float(jnp.finfo(yy.dtype).min), jnp.inf, 1.0)
+    return _Products(xx, mx + along, jnp.maximum(yy, 0.0), r / unit)
 
 
-def _carried(x, m, products: _Products, denominator, known) -> jax.Array:
+def _carried(
+    reached: jax.Array,
+    m: jax.Array,
+    products: _Products,
+    known: jax.Array,
+    denominator: jax.Array,
+    length: jax.typing.ArrayLike = 1.0,
+) -> jax.Array:
     """The moment at the new point; as it is where products are not known.
 
-    The denominator is 1 there.
+    Args:
+      reached: the new point, ``y`` over ``length``.
+      m: the moment.
+      products: of the group.
+      known: whether they are.
+      denominator: what divides the moment, 1 where products are not known.
+      length: what divides ``y``.
     """
     # The division comes last: XLA computes it once a group, and not once a weight.
-    along = capped(jnp.where(known, products.xy, 1.0) / denominator)
-    away = capped(jnp.where(known, products.my, 0.0) / denominator)
-    return bounded(along * m - away * x)
+    along = capped(jnp.where(known, products.yy, 1.0) / denominator)
+    away = capped(jnp.where(known, length * products.my, 0.0) / denominator)
+    return bounded(along * m - away * reached)

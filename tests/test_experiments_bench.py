@@ -245,7 +245,7 @@ def test_other_measurements_of_an_update(tmp_path, what, keys):
 
 def test_bfloat16(tmp_path):
     path = tmp_path / "results.json"
-    low = ("--dtype", "bfloat16", "--mu-dtype", "bfloat16", "--donate", "yes")
+    low = ("--dtype", "bfloat16", "--mu-dtype", "bfloat16")
     names = ("--optimizers", "adamsrt")
     assert main(["step", *names, *TINY, *low, "--json", str(path)]) == 0
     (title,) = {title for title, _, _ in show.tables(read(path)["records"])}
@@ -272,11 +272,11 @@ def small_sizes(monkeypatch):
 
 
 def test_scaling_is_fitted_and_drawn(small_sizes, tmp_path, capsys, monkeypatch):
-    found = scaling.measure_scaling(1000, 1, Budget(rounds=1), donate=False)
+    found = scaling.measure_scaling(1000, 1, Budget(rounds=1))
     assert found["weights"] == pytest.approx(1000, rel=0.2)
     assert set(found["seconds"]) == {"adam", "adamsrt", "adamp"}
 
-    def pretend(weights, leaves, budget, donate):
+    def pretend(weights, leaves, budget):
         return {**found, "weights": weights, "leaves": leaves}
 
     monkeypatch.setattr(plan, "measure_scaling", pretend)
@@ -319,7 +319,7 @@ def test_markdown_and_figures(results, tmp_path, capsys):
     figures = tmp_path / "figures"
     assert main(["table", "--json", str(results), "--figures", str(figures)]) == 0
     text = capsys.readouterr().out
-    assert "### An update of tiny, float32, into new arrays" in text
+    assert "### An update of tiny, float32, in place" in text
     assert re.search(r"^\| adamsrt \| [\d.]+ \| adam \| [\d.]+ \(", text, re.M)
     assert "python -m experiments.bench step --optimizers adamsrt sgdp" in text
     assert {p.name for p in figures.iterdir()} == {"step_ratios.png", "step_ratios.svg"}

@@ -35,6 +35,7 @@ def resnet18():
 
 
 PARAMS = resnet18()
+FROM_SUMS_ALONE = ("adams", "adamsrt", "adamg", "sgdmrt", "sgdp", "adabound")
 LEAVES = len(jax.tree.leaves(PARAMS))
 FILTERS = sum(x.shape[-1] for x in jax.tree.leaves(PARAMS) if x.ndim >= 3)
 
@@ -99,3 +100,16 @@ def test_none_is_larger_than_adam(case):
 def test_a_narrow_first_moment_is_smaller(factory):
     wide, narrow = (state_size(factory(1e-3, mu_dtype=t)) for t in (None, "bfloat16"))
     assert wide - narrow == size_in_bytes(PARAMS) // 2
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="XLA for the CPU copies")
+@pytest.mark.parametrize("name", FROM_SUMS_ALONE)
+def test_a_step_in_place_needs_no_array_beside(name):
+    """Where a step follows from sums; others write theirs, to know its norm."""
+    optimizer = getattr(so, name)(1e-3)
+    step = jax.jit(cases.make_step(optimizer), donate_argnums=(0, 1))
+    compiled = step.lower(PARAMS, jax.eval_shape(optimizer.init, PARAMS), PARAMS)
+    sizes = compiled.compile().memory_analysis()
+    beside = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    beside += sizes.temp_size_in_bytes
+    assert beside < 0.01 * sizes.argument_size_in_bytes

@@ -16,9 +16,7 @@ from experiments.bench.trees import count, kernels, random_trees, size_in_bytes
 COPY = "copy"
 
 
-def measure_bandwidth(
-    name: str, weights: int, budget: Budget, *, donate: bool
-) -> dict[str, Any]:
+def measure_bandwidth(name: str, weights: int, budget: Budget) -> dict[str, Any]:
     """Measures a row of ``ROWS`` on a large tree, alternating with copies of weights.
 
     The share is the least time for the arrays that the update has to read or write,
@@ -31,7 +29,7 @@ def measure_bandwidth(
     trees = random_trees(shapes)
     contenders = {
         COPY: _copies(trees.params),
-        name: jax_step(ROWS[name].make(trees.labels), trees, donate),
+        name: jax_step(ROWS[name].make(trees.labels), trees),
     }
     size = size_in_bytes(trees.params)
     del trees

@@ -4,8 +4,9 @@
 
 WHAT is one of
 
-  step       seconds of an update of ResNet-18, as a ratio to optax.adam or optax.sgd
-             and to a PyTorch counterpart, where that is installed
+  step       seconds of an update of ResNet-18, in place and into new arrays, as a
+             ratio to optax.adam or optax.sgd and to a PyTorch counterpart, where that
+             is installed
   compile    seconds to trace and to compile the update of DenseNet-121
   memory     bytes that the compiled update needs and moves
   train      images a second in training, beside the same model in PyTorch
@@ -122,10 +123,8 @@ def work(
       The records of the rows that are done, and how many rows are left.
     """
     records: list[Record] = []
-    left, pace = (
-        0,
-        1.0,
-    )  # pace: seconds that tasks take, over those they were guessed to
+    left = 0
+    pace = 1.0  # seconds that tasks take, over those they were guessed to
     for number, task in enumerate(tasks, start=1):
         found: dict[str, Record] = {}
         if not overwrite:

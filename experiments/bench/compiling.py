@@ -15,7 +15,7 @@ _PARTS = ("trace", "compile")
 
 
 def measure_compile(
-    names: Sequence[str], shapes: Any, labels: Any, donate: bool, rounds: int
+    names: Sequence[str], shapes: Any, labels: Any, rounds: int
 ) -> dict[str, dict[str, Any]]:
     """Measures rows of ``ROWS`` in one alternating run with their references.
 
@@ -24,14 +24,14 @@ def measure_compile(
     """
     references = [ROWS[name].reference for name in names]
     # The first one pays for what is imported on demand.
-    _trace_and_compile(optax.adam(1e-3), jax.ShapeDtypeStruct((8,), "float32"), donate)
+    _trace_and_compile(optax.adam(1e-3), jax.ShapeDtypeStruct((8,), "float32"))
     seconds: dict[str, list[tuple[float, float]]] = {
         name: [] for name in (*references, *names)
     }
     for _ in range(rounds):
         for name, samples in seconds.items():
             optimizer = ROWS[name].make(labels)
-            samples.append(_trace_and_compile(optimizer, shapes, donate))
+            samples.append(_trace_and_compile(optimizer, shapes))
     times = {
         name: dict(zip(_PARTS, zip(*samples, strict=True), strict=True))
         for name, samples in seconds.items()
@@ -50,7 +50,7 @@ def measure_compile(
 
 
 def _trace_and_compile(
-    optimizer: optax.GradientTransformation, shapes: Any, donate: bool
+    optimizer: optax.GradientTransformation, shapes: Any
 ) -> tuple[float, float]:
     state = jax.eval_shape(optimizer.init, shapes)
     jax.clear_caches()
@@ -59,7 +59,7 @@ def _trace_and_compile(
     config.update("jax_enable_compilation_cache", False)
     try:
         began = time.perf_counter()
-        lowered = make_step(optimizer, donate).lower(shapes, state, shapes)
+        lowered = make_step(optimizer).lower(shapes, state, shapes)
         traced = time.perf_counter()
         lowered.compile()
         return traced - began, time.perf_counter() - traced

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments.bench.scaling import OPTIMIZERS
+from experiments.bench.step import REFERENCE, TORCH
 from experiments.bench.tables import Record, fits, scaling_points, tables
 
 # One look for all figures of the experiments.
@@ -35,8 +36,8 @@ def draw_steps(records: Sequence[Record], title: str, stem: Path) -> None:
     """Each update's time over its reference's and its counterpart's, on a log axis."""
     rows = list(reversed(records))
     kinds = (
-        ("reference", "to Optax's, named after the stroke", "o", BLUE, 0.13),
-        ("torch", "to its PyTorch counterpart", "D", VERMILION, -0.13),
+        (REFERENCE, "to Optax's, named after the stroke", "o", BLUE, 0.13),
+        (TORCH, "to its PyTorch counterpart", "D", VERMILION, -0.13),
     )
     with _canvas(stem, 1, 0.9 + 0.24 * len(rows)) as [axis]:
         for key, label, mark, color, aside in kinds:

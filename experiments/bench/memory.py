@@ -5,11 +5,9 @@ from typing import Any
 import jax
 import optax
 
-from experiments.bench.jax_side import make_step
+from experiments.bench.jax_side import IN_PLACE, NEW, make_step
 from experiments.bench.rows import ROWS
 from experiments.bench.trees import size_in_bytes
-
-IN_PLACE, NEW = "in_place", "into_new_arrays"
 
 
 def measure_memory(
@@ -30,17 +28,17 @@ def measure_memory(
         "weights_bytes": size_in_bytes(shapes),
         "state_bytes": size_in_bytes(state),
         "ratio": {"state_to_adam": size_in_bytes(state) / size_in_bytes(adam)},
-        IN_PLACE: _analyse(optimizer, shapes, state, donate=True),
-        NEW: _analyse(optimizer, shapes, state, donate=False),
+        IN_PLACE: _analyse(optimizer, shapes, state, IN_PLACE),
+        NEW: _analyse(optimizer, shapes, state, NEW),
         "floor": row.floor,
     }
 
 
 def _analyse(
-    optimizer: optax.GradientTransformation, shapes: Any, state: Any, donate: bool
+    optimizer: optax.GradientTransformation, shapes: Any, state: Any, place: str
 ) -> dict[str, float | None]:
     """What the compiler says; None for what it does not."""
-    compiled = make_step(optimizer, donate).lower(shapes, state, shapes).compile()
+    compiled = make_step(optimizer, place).lower(shapes, state, shapes).compile()
     weights = size_in_bytes(shapes)
     needed = 2 * weights + size_in_bytes(state)
     costs, sizes = compiled.cost_analysis(), compiled.memory_analysis()

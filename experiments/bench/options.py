@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from experiments.bench.machine import on_cpu
-from experiments.bench.rows import COMPARISONS, ROWS, SLOW_TO_COMPILE
+from experiments.bench.rows import COMPARISONS, NOT_COMPILED_ALONE, ROWS
 from experiments.errors import UsageError, check_name
 from experiments.models import MODELS
 
@@ -42,10 +41,6 @@ class Options:
     """Of weights and gradients; in train, what the models compute in."""
     mu_dtype: Annotated[Literal["float32", "bfloat16"] | None, _own("DTYPE")] = None
     """Of the first moment, in optimizers that let one choose."""
-    donate: Literal["auto", "yes", "no"] = "auto"
-    """Whether the update may write over weights and state, instead of returning new
-    arrays. XLA does the first without copies on accelerators, the second on a CPU,
-    where it copies whatever it is to write over; auto is what needs no copies."""
     rounds: int = 25
     """Samples of each contender, where there is time for them; in compile a tenth, but
     three at least."""
@@ -63,10 +58,6 @@ class Options:
         """The measurements that are asked for."""
         return BENCHES if self.what == "all" else (self.what,)
 
-    def donates(self) -> bool:
-        """Whether updates write over weights and state."""
-        return not on_cpu() if self.donate == "auto" else self.donate == "yes"
-
     def rows(self, compiled_alone: bool = False) -> list[str]:
         """The rows that --optimizers names.
 
@@ -76,9 +67,11 @@ class Options:
         names = [name for name in ROWS if _is_named(name, self.optimizers)]
         if not compiled_alone:
             return names
-        left_out = (*COMPARISONS, *SLOW_TO_COMPILE) if "all" in self.optimizers else ()
+        left_out = (*COMPARISONS, *NOT_COMPILED_ALONE)
+        if "all" in self.optimizers:
+            names = [name for name in names if name not in left_out]
         # Of SWATS both phases are one program.
-        return [n for n in names if n not in left_out and not n.endswith("_sgd")]
+        return [name for name in names if not name.endswith("_sgd")]
 
 
 def check(options: Options) -> None:

@@ -56,7 +56,6 @@ def _step(options: Options) -> Iterator[Task]:
         "model": model,
         "dtype": options.dtype,
         "mu_dtype": options.mu_dtype,
-        "donate": options.donates(),
         "rounds": options.rounds,
     }
 
@@ -68,7 +67,6 @@ def _step(options: Options) -> Iterator[Task]:
                 name,
                 values,
                 _budget(options),
-                donate=options.donates(),
                 mu_dtype=options.mu_dtype,
             )
         }
@@ -80,12 +78,11 @@ def _step(options: Options) -> Iterator[Task]:
 def _compile(options: Options) -> Iterator[Task]:
     model = options.model or "densenet121"
     rounds = min(options.rounds, max(3, math.ceil(options.rounds / 10)))
-    donate = options.donates()
-    settings = {"model": model, "donate": donate, "rounds": rounds}
+    settings = {"model": model, "rounds": rounds}
 
     def measure(names: Sequence[str]) -> Results:
         shapes = _shapes(model)
-        return measure_compile(names, shapes, trees.label(shapes), donate, rounds)
+        return measure_compile(names, shapes, trees.label(shapes), rounds)
 
     wanted = options.rows(compiled_alone=True)
     for reference in dict.fromkeys(row.reference for row in ROWS.values()):
@@ -119,7 +116,6 @@ def _train(options: Options) -> Iterator[Task]:
     settings = {
         "batch_size": options.batch_size,
         "dtype": options.dtype,
-        "donate": options.donates(),
         "rounds": options.rounds,
     }
 
@@ -127,9 +123,7 @@ def _train(options: Options) -> Iterator[Task]:
         (name,) = names
         batch = random_batch(options.batch_size)
         budget = Budget(options.rounds, 5 * options.row_seconds)
-        result = measure_train(
-            name, batch, options.dtype, budget, donate=options.donates()
-        )
+        result = measure_train(name, batch, options.dtype, budget)
         return {name: result}
 
     for model in models:
@@ -145,7 +139,6 @@ def _scaling(options: Options) -> Iterator[Task]:
             "axis": axis,
             "weights": weights,
             "leaves": leaves,
-            "donate": options.donates(),
             "rounds": options.rounds,
         }
 
@@ -153,8 +146,7 @@ def _scaling(options: Options) -> Iterator[Task]:
             names: Sequence[str], weights: int = weights, leaves: int = leaves
         ) -> Results:
             (name,) = names
-            budget, donate = _budget(options), options.donates()
-            return {name: measure_scaling(weights, leaves, budget, donate=donate)}
+            return {name: measure_scaling(weights, leaves, _budget(options))}
 
         name = f"{axis} {weights if axis == 'weights' else leaves:,}"
         seconds = 3 + 2e-2 * leaves + 2e-7 * weights
@@ -163,13 +155,12 @@ def _scaling(options: Options) -> Iterator[Task]:
 
 def _bandwidth(options: Options) -> Iterator[Task]:
     weights = _WEIGHTS[-1]
-    donate = options.donates()
-    settings = {"weights": weights, "donate": donate, "rounds": options.rounds}
+    settings = {"weights": weights, "rounds": options.rounds}
 
     def measure(names: Sequence[str]) -> Results:
         (name,) = names
         budget = _budget(options)
-        return {name: measure_bandwidth(name, weights, budget, donate=donate)}
+        return {name: measure_bandwidth(name, weights, budget)}
 
     for name in ("adam", "adamsrt"):
         yield Task([Job("bandwidth", name, settings)], measure, 15.0)

@@ -180,5 +180,6 @@ ROWS: dict[str, Row] = {
 
 COMPARISONS = ("muon", "adamw", "optax_lamb")
 """Rows of Optax's optimizers that are no reference for plain ones."""
-SLOW_TO_COMPILE = ("muonh",)
-"""Rows that take minutes to compile for a deep network, as does their reference."""
+NOT_COMPILED_ALONE = ("muonh", "swats_global_adam", "swats_vector_adam")
+"""Rows that take minutes to compile for a deep network, as does their reference, and
+those that are alike to another."""

@@ -21,9 +21,7 @@ WEIGHTS_OF_LEAVES = 1_000_000
 _SHARE_OF_MEMORY = 0.6
 
 
-def measure_scaling(
-    weights: int, leaves: int, budget: Budget, *, donate: bool
-) -> dict[str, Any]:
+def measure_scaling(weights: int, leaves: int, budget: Budget) -> dict[str, Any]:
     """Measures ``OPTIMIZERS`` in one alternating run, on equal convolution kernels."""
     shapes = kernels(weights, leaves)
     found = count(shapes)
@@ -32,8 +30,7 @@ def measure_scaling(
     trees = random_trees(shapes)
     trees = trees._replace(grads=jax.tree.map(jnp.asarray, trees.grads))  # for all
     contenders = {
-        name: jax_step(ROWS[name].make(trees.labels), trees, donate)
-        for name in OPTIMIZERS
+        name: jax_step(ROWS[name].make(trees.labels), trees) for name in OPTIMIZERS
     }
     times = alternate(contenders, budget)
     del contenders, trees

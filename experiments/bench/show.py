@@ -9,8 +9,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from experiments.bench.memory import IN_PLACE
+from experiments.bench.jax_side import IN_PLACE
 from experiments.bench.rows import ROWS
+from experiments.bench.step import REFERENCE, REFERENCE_NEW, TORCH
 from experiments.bench.tables import Record, spread, tables
 from experiments.errors import UsageError
 
@@ -51,9 +52,7 @@ def summary_markdown(document: Mapping[str, Any]) -> str:
     found = {
         (record["bench"], record["row"]): record["result"]
         for record in document["records"]
-        if _is_standard(
-            record["settings"], document["environments"][record["environment"]]
-        )
+        if _is_standard(record["settings"])
     }
     rows = []
     for name in ROWS:
@@ -64,15 +63,17 @@ def summary_markdown(document: Mapping[str, Any]) -> str:
                 [
                     f"`{name}`",
                     f"`{step['reference']}`",
-                    spread(step["ratio"]["reference"]),
-                    spread(step["ratio"].get("torch")),
+                    spread(step["ratio"][REFERENCE]),
+                    spread(step["ratio"][REFERENCE_NEW]),
+                    spread(step["ratio"].get(TORCH)),
                     *_compile_and_memory(found, program),
                 ]
             )
     header = (
         "update",
         "against Optax's",
-        "time, ratio",
+        "time in place, ratio",
+        "time into new arrays, ratio",
         "time, ratio to PyTorch's",
         "compile time, ratio",
         "state, to Adam's",
@@ -143,13 +144,11 @@ def _versions(versions: Mapping[str, Any]) -> str:
     return f"{', '.join(names)}, source {versions['source']}"
 
 
-def _is_standard(settings: Mapping[str, Any], environment: Mapping[str, Any]) -> bool:
+def _is_standard(settings: Mapping[str, Any]) -> bool:
     """Whether they are those of a command without options."""
-    in_place = environment["machine"]["backend"] != "cpu"
     return (
         settings.get("dtype", "float32") == "float32"
         and settings.get("mu_dtype") is None
-        and settings.get("donate", in_place) == in_place
     )
 
 

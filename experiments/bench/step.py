@@ -4,12 +4,17 @@ import gc
 from typing import Any
 
 from experiments.bench.clock import Budget, alternate, ratio, summary
-from experiments.bench.jax_side import jax_step
+from experiments.bench.jax_side import NEW, jax_step
 from experiments.bench.rows import ROWS
 from experiments.bench.torch_side import UnavailableError, torch_step
 from experiments.bench.trees import Trees
 
 OURS, REFERENCE, TORCH = "jax", "reference", "torch"
+OURS_NEW, REFERENCE_NEW = "jax_new", "reference_new"
+"""Into new arrays; the others, PyTorch too, write over weights and state."""
+
+
+_RATIOS = ((OURS, REFERENCE), (OURS_NEW, REFERENCE_NEW), (OURS, TORCH))
 
 
 def measure_step(
@@ -17,15 +22,16 @@ def measure_step(
     trees: Trees,
     budget: Budget,
     *,
-    donate: bool,
     mu_dtype: str | None,
 ) -> dict[str, Any]:
     """Measures a row of ``ROWS``: medians and quartiles, and ratios round by round."""
     row = ROWS[name]
-    contenders = {OURS: jax_step(row.make(trees.labels, mu_dtype), trees, donate)}
+    ours = row.make(trees.labels, mu_dtype)
+    other = ROWS[row.reference].make(trees.labels, mu_dtype)
+    contenders = {OURS: jax_step(ours, trees), OURS_NEW: jax_step(ours, trees, NEW)}
     if row.reference != name:
-        other = ROWS[row.reference].make(trees.labels, mu_dtype)
-        contenders[REFERENCE] = jax_step(other, trees, donate)
+        contenders[REFERENCE] = jax_step(other, trees)
+        contenders[REFERENCE_NEW] = jax_step(other, trees, NEW)
     missing = None
     try:
         if row.torch is not None:
@@ -34,6 +40,7 @@ def measure_step(
         missing = str(error)
     times = alternate(contenders, budget)
     times.setdefault(REFERENCE, times[OURS])
+    times.setdefault(REFERENCE_NEW, times[OURS_NEW])
     del contenders
     gc.collect()  # hundreds of megabytes, before the next row takes as much
     return {
@@ -41,8 +48,8 @@ def measure_step(
         "torch": row.torch and {"name": row.torch.label, "missing": missing},
         "seconds": {key: summary(values) for key, values in times.items()},
         "ratio": {
-            key: ratio(times[OURS], times[key])
-            for key in (REFERENCE, TORCH)
+            key: ratio(times[above], times[key])
+            for above, key in _RATIOS
             if key in times
         },
     }

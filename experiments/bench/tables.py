@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.bench.memory import IN_PLACE, NEW
+from experiments.bench.jax_side import IN_PLACE, NEW
 from experiments.bench.scaling import OPTIMIZERS, fit_line
+from experiments.bench.step import OURS, REFERENCE, REFERENCE_NEW, TORCH
 
 Record = Mapping[str, Any]
 
@@ -102,8 +103,6 @@ class _Words(dict[str, Any]):
 
     def __getitem__(self, key: str) -> str:
         value = super().__getitem__(key)
-        if key == "donate":
-            return "in place" if value else "into new arrays"
         if key == "mu_dtype":
             return f", first moment {value}" if value else ""
         return f"{value:,}" if isinstance(value, int) else str(value)
@@ -111,12 +110,17 @@ class _Words(dict[str, Any]):
 
 def _step(result: Mapping[str, Any]) -> list[str]:
     seconds, ratios, torch = result["seconds"], result["ratio"], result["torch"]
-    cells = [_ms(seconds["jax"]), result["reference"], spread(ratios["reference"])]
+    cells = [
+        _ms(seconds[OURS]),
+        result["reference"],
+        spread(ratios[REFERENCE]),
+        spread(ratios[REFERENCE_NEW]),
+    ]
     if torch is None:
         return [*cells, "none known", "", ""]
     if torch["missing"]:
         return [*cells, torch["name"], torch["missing"], ""]
-    return [*cells, torch["name"], _ms(seconds["torch"]), spread(ratios["torch"])]
+    return [*cells, torch["name"], _ms(seconds[TORCH]), spread(ratios[TORCH])]
 
 
 def _compile(result: Mapping[str, Any]) -> list[str]:
@@ -190,13 +194,22 @@ def _ms(sample: Mapping[str, Any], digits: int = 2) -> str:
 
 COLUMNS: dict[str, Columns] = {
     "step": Columns(
-        "An update of {model}, {dtype}{mu_dtype}, {donate}",
-        ("update", "ms", "against", "ratio", "in PyTorch", "its ms", "ratio to it"),
+        "An update of {model}, {dtype}{mu_dtype}, in place",
+        (
+            "update",
+            "ms",
+            "against",
+            "ratio",
+            "ratio, into new arrays",
+            "in PyTorch",
+            "its ms",
+            "ratio to it",
+        ),
         _step,
         lambda _: ["written here: plain PyTorch, from the equations, for comparison"],
     ),
     "compile": Columns(
-        "Tracing and compiling the update of {model}, {donate}",
+        "Tracing and compiling the update of {model}",
         ("update", "against", "trace, s", "ratio", "compile, s", "ratio"),
         _compile,
     ),
@@ -215,7 +228,7 @@ COLUMNS: dict[str, Columns] = {
         _memory,
     ),
     "train": Columns(
-        "Training on batches of {batch_size}, {dtype}; shares of updates {donate}",
+        "Training on batches of {batch_size}, {dtype}",
         (
             "model",
             "images/s",
@@ -228,7 +241,7 @@ COLUMNS: dict[str, Columns] = {
         _train,
     ),
     "scaling": Columns(
-        "An update against the number of weights, and of leaves, {donate}",
+        "An update against the number of weights, and of leaves",
         (
             "size",
             "weights",
@@ -240,7 +253,7 @@ COLUMNS: dict[str, Columns] = {
         _scaling_notes,
     ),
     "bandwidth": Columns(
-        "Speed of an update of {weights} weights, {donate}",
+        "Speed of an update of {weights} weights",
         ("update", "copy, GB/s", "update, GB/s", "arrays moved", "share of the copy"),
         _bandwidth,
     ),

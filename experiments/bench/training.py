@@ -46,14 +46,13 @@ def random_batch(size: int, pixels: int = 32) -> Batch:
 
 
 def measure_train(
-    model: str, batch: Batch, dtype: str, budget: Budget, *, donate: bool
+    model: str, batch: Batch, dtype: str, budget: Budget
 ) -> dict[str, Any]:
     """Measures whole training steps of a model, and updates of its weights alone.
 
     Weights are float32 and Adam trains them; ``dtype`` is what the model computes in.
-    The share of an optimizer is its update alone, which may write over weights and
-    state if ``donate`` says so, over the whole step. A run that is monitored records at
-    every step what it does to spheres.
+    The share of an optimizer is its update alone over the whole step. A run that is
+    monitored records at every step what it does to spheres.
     """
     trees = random_trees(model_shapes(model))
     contenders: dict[str, Contender] = {
@@ -68,7 +67,7 @@ def measure_train(
     except UnavailableError as error:
         missing = str(error)
     for name in UPDATES:
-        contenders[name] = jax_step(ROWS[name].make(trees.labels), trees, donate)
+        contenders[name] = jax_step(ROWS[name].make(trees.labels), trees)
     times = alternate(contenders, budget)
     del contenders
     gc.collect()
