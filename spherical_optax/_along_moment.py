@@ -1,31 +1,27 @@
 r"""Steps along a moment: rescale, transport and retract in fewer passes over memory.
 
 The steps of the spherical family are a number a group times a moment, :math:`u = r m`.
-Every product that the transport needs then comes from three,
-
-.. math::
-  \langle x, x + u\rangle = \langle x, x\rangle + r \langle m, x\rangle, \qquad
-  \langle m, x + u\rangle = \langle m, x\rangle + r \langle m, m\rangle,
-
-  |x + u|^2 = \langle x, x\rangle + 2 r \langle m, x\rangle
-    + r^2 \langle m, m\rangle,
-
-which are sums over arrays that are there anyhow, before the step is made. The moment
-is then carried to where the step has led, :math:`y = x + u`, by a projection that reads
-the new weights in place of the old ones:
+Such a moment is carried to where the step has led, :math:`y = x + u`, by a projection
+that reads the new weights and not the old ones:
 
 .. math::
   \langle x, y\rangle m - \langle m, y\rangle x
     = \langle y, y\rangle m - \langle m, y\rangle y .
 
-Weights can so be written over before moments are, and an update in place needs no copy
-of either. What
-:mod:`spherical_optax._transport` says, block by block, is the same with two passes more
-over the weights, for any optimizer; tests hold one against the other.
+So weights can be written over before moments are, an update in place needs no copy of
+either, and sums are taken over what is just written. A step that ends on the unit
+sphere has to know :math:`|y|` before it is made,
+
+.. math::
+  |x + u|^2 = \langle x, x\rangle + 2 r \langle m, x\rangle
+    + r^2 \langle m, m\rangle, \qquad
+  \langle m, x + u\rangle = \langle m, x\rangle + r \langle m, m\rangle .
+
+What :mod:`spherical_optax._transport` says, block by block, is the same with more
+passes over the weights, for any optimizer; tests hold one against the other.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,20 +39,6 @@ from spherical_optax._transport import (
 )
 from spherical_optax.geometry import ChannelAxes, widen
 from spherical_optax.labels import check_axes
-
-
-class _Products(NamedTuple):
-    """Inner products of a group: x its weights, m the moment, y = x + r m.
-
-    And ``r``, for XLA not known before them: all sums over the weights are then taken
-    before a step writes over them in place, which needs no copy of them.
-    """
-
-    xx: jax.Array
-    my: jax.Array
-    yy: jax.Array
-    r: jax.Array
-
 
 Move = Callable[..., tuple[jax.Array, jax.Array, tuple[jax.Array, ...]]]
 """From weights, moment, number and second moments to step, moment, second moments."""
@@ -84,15 +66,21 @@ def rescale_and_transport_moment(
     @jax.jit  # so that leaves of one shape are traced once for all
     def move(weights, m, r, squares):
         x, r = widen(weights), capped(r)
-        products = _products(x, m, r, channel_axes)
-        denominator = geometry.floored(products.yy + eps)
-        known = within_range(products.yy, products.xx, denominator)
+        xx = jnp.zeros(())
+        if squares:
+            xx = geometry.squared_norm(x, channel_axes)
+            r = _known_after(xx, r)
+        step = within_reach(r * m, weights)
+        y = x + step
+        yy = geometry.squared_norm(y, channel_axes)
+        my = geometry.dot(m, y, channel_axes)
+        denominator = geometry.floored(yy + eps)
+        known = within_range(yy, xx, denominator)
         denominator = jnp.where(known, denominator, 1.0)
-        shrink = jnp.where(known, products.xx, 1.0) / denominator
-        step = within_reach(products.r * m, weights)
+        shrink = jnp.where(known, xx, 1.0) / denominator
         return (
             step,
-            _carried(x + step, m, products, known, denominator),
+            _carried(y, m, known, yy, my, denominator),
             tuple(held(shrink * held(widen(v))) for v in squares),
         )
 
@@ -126,17 +114,20 @@ def transport_and_retract_moment(
     @jax.jit
     def move(weights, m, r, squares):
         x, r = widen(weights), capped(r)
-        products = _products(x, m, r, channel_axes)
+        xx = geometry.squared_norm(x, channel_axes)
+        mx = geometry.dot(m, x, channel_axes)
+        along = r * geometry.squared_norm(m, channel_axes)
+        yy, my = jnp.maximum(xx + r * (2 * mx + along), 0.0), mx + along
         largest = largest_square(x.dtype)
-        after = jnp.sqrt(jnp.where(products.yy < largest, products.yy, largest))
-        denominator = geometry.floored(jnp.sqrt(products.xx) * after + eps)
-        known = within_range(products.yy, products.xx, denominator)
+        after = jnp.sqrt(jnp.where(yy < largest, yy, largest))
+        denominator = geometry.floored(jnp.sqrt(xx) * after + eps)
+        known = within_range(yy, xx, denominator)
         denominator = jnp.where(known, denominator, 1.0)
         length = geometry.floored(after + eps)
         step = within_reach(geometry.reciprocal(length) * (x + r * m) - x, weights)
         return (
             step,
-            _carried(x + step, m, products, known, denominator, length),
+            _carried(x + step, m, known, yy, length * my, denominator),
             squares,
         )
 
@@ -193,37 +184,28 @@ def _along_moment(
     return optax.GradientTransformation(init_fn, update_fn)
 
 
-def _products(
-    x: jax.Array, m: jax.Array, r: jax.Array, channel_axes: ChannelAxes
-) -> _Products:
-    xx = geometry.squared_norm(x, channel_axes)
-    mx = geometry.dot(m, x, channel_axes)
-    along = r * geometry.squared_norm(m, channel_axes)
-    yy = xx + r * (2 * mx + along)
-    # A number no sum is below; a division, since that is done once a group.
-    unit = jnp.where(yy < float(jnp.finfo(yy.dtype).min), jnp.inf, 1.0)
-    return _Products(xx, mx + along, jnp.maximum(yy, 0.0), r / unit)
+def _known_after(square: jax.Array, r: jax.Array) -> jax.Array:
+    """The number, for XLA not known before a sum of squares.
+
+    The sum over the weights is then taken before a step writes over them in place,
+    which needs no copy of them. A division, since XLA does it once a group.
+    """
+    return r / jnp.where(square < -1.0, jnp.inf, 1.0)
 
 
 def _carried(
     reached: jax.Array,
     m: jax.Array,
-    products: _Products,
     known: jax.Array,
+    along: jax.Array,
+    away: jax.Array,
     denominator: jax.Array,
-    length: jax.typing.ArrayLike = 1.0,
 ) -> jax.Array:
     """The moment at the new point; as it is where products are not known.
 
-    Args:
-      reached: the new point, ``y`` over ``length``.
-      m: the moment.
-      products: of the group.
-      known: whether they are.
-      denominator: what divides the moment, 1 where products are not known.
-      length: what divides ``y``.
+    The denominator is 1 there.
     """
     # The division comes last: XLA computes it once a group, and not once a weight.
-    along = capped(jnp.where(known, products.yy, 1.0) / denominator)
-    away = capped(jnp.where(known, length * products.my, 0.0) / denominator)
+    along = capped(jnp.where(known, along, 1.0) / denominator)
+    away = capped(jnp.where(known, away, 0.0) / denominator)
     return bounded(along * m - away * reached)

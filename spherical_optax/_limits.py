@@ -9,7 +9,7 @@ Finite weights, gradients and hyperparameters make finite steps and a finite sta
 * A number that multiplies a group or a leaf counts up to :math:`2^{9e/16}`.
 * A squared norm counts up to :math:`2^{25e/32}`, as a divisor from its inverse on. A
   group whose squared norm is above :math:`2^{5e/8}`, or falls by :math:`2^{e/2}` in a
-  step, keeps its moments as they are.
+  step, keeps its moments as they are, but for SGD-MRT's momentum in the latter case.
 * A root of a second moment counts from :math:`2^{1-e/2}` on: the squares of smaller
   numbers vanish. What LAMB and SWATS divide by it counts up to :math:`2^{e/2}`.
 * What is stored in a narrower type ends at its largest number.
