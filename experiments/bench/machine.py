@@ -16,7 +16,6 @@ import spherical_optax as so
 _PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy")
 _OPTIONAL = ("torch", "adamp", "pytorch_optimizer")
 _KEEP_FREED_MEMORY = {
-    "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
 }
