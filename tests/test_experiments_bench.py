@@ -1,10 +1,8 @@
 """The benchmark: what alternates, what is kept, what goes on, what is shown."""
 
 import json
-import os
 import re
 import shutil
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +14,6 @@ import pytest
 from experiments import models
 from experiments.bench import (
     bandwidth,
-    clock,
     command,
     machine,
     plan,
@@ -24,10 +21,9 @@ from experiments.bench import (
     show,
     store,
 )
-from experiments.bench.clock import Budget, alternate, ratio
+from experiments.bench.clock import Budget
 from experiments.bench.command import main
 from experiments.bench.rows import ROWS
-from experiments.bench.scaling import fit_line
 from experiments.bench.store import read
 from experiments.bench.trees import kernels, model_shapes, random_trees
 from experiments.models.resnet import ResNet
@@ -35,6 +31,7 @@ from experiments.models.resnet import ResNet
 OPTIONAL = ("torch", "adamp", "pytorch_optimizer")
 ROOT = Path(__file__).parent.parent
 TINY = ("--model", "tiny", "--rounds", "2", "--row-seconds", "0.1")
+PLACES = ("jax", "reference")
 NEEDS = ("bench", "row", "settings", "environment", "command", "date", "load")
 
 
@@ -75,67 +72,6 @@ def pretend(results, monkeypatch):
     """From here on ``step`` takes no time, and finds what it found before."""
     found = read(results)["records"][0]["result"]
     monkeypatch.setattr(plan, "measure_step", lambda *args, **options: found)
-
-
-class Clock:
-    """A clock that stands still but for what contenders take."""
-
-    def __init__(self, monkeypatch):
-        self.now, self.log = 0.0, []
-        monkeypatch.setattr(clock.time, "perf_counter", lambda: self.now)
-
-    def contender(self, name, seconds):
-        def run(calls):
-            self.log.append((name, calls))
-            self.now += seconds * calls
-
-        return run
-
-
-def test_contenders_alternate_and_warm_up_is_not_counted(monkeypatch):
-    clock = Clock(monkeypatch)
-    slow_first = iter([100.0])
-
-    def compiled_at_first(calls):
-        clock.contender("b", next(slow_first, 0.02))(calls)
-
-    contenders = {"a": clock.contender("a", 0.04), "b": compiled_at_first}
-    times = alternate(contenders, Budget(rounds=4, seconds=1e9, sample_seconds=0.05))
-    assert times == {"a": pytest.approx([0.04] * 4), "b": pytest.approx([0.02] * 4)}
-    # Before each sample a call to settle; samples of about the same length.
-    rounds = clock.log[-16:]
-    assert rounds == [("a", 1), ("a", 2), ("b", 1), ("b", 3)] * 4
-    assert ratio(times["a"], times["b"])["median"] == pytest.approx(2.0)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="settings of the GNU C library")
-@pytest.mark.parametrize("set_before", [{}, {"MALLOC_MMAP_MAX_": "65536"}])
-def test_freed_memory_is_kept_unless_the_user_has_a_say(monkeypatch, set_before):
-    anew = []
-    monkeypatch.setattr(os, "environ", {"PATH": "/bin", **set_before})
-    monkeypatch.setattr(os, "execve", lambda *call: anew.append(call))
-    machine.keep_freed_memory()
-    if set_before:
-        assert anew == []
-        return
-    ((program, arguments, environment),) = anew
-    assert (program, arguments) == (sys.executable, sys.orig_argv)
-    assert environment["PATH"] == "/bin"
-    monkeypatch.setattr(os, "environ", environment)
-    machine.keep_freed_memory()  # in the program that is started
-    assert len(anew) == 1
-
-
-def test_three_rounds_when_time_is_up(monkeypatch):
-    clock = Clock(monkeypatch)
-    contenders = {"a": clock.contender("a", 5.0)}
-    assert len(alternate(contenders, Budget(rounds=20, seconds=1.0))["a"]) == 3
-
-
-def test_the_line_through_exact_points():
-    sizes = [1e4, 1e6, 1e8]
-    fitted = fit_line(sizes, [2e-4 + 3e-9 * size for size in sizes])
-    assert fitted == pytest.approx((2e-4, 3e-9))
 
 
 def test_every_exported_optimizer_is_measured():
@@ -182,6 +118,11 @@ def test_json_is_complete(results):
             low, high = sample["quartiles"]
             assert 0 < sample["least"] <= low <= sample["median"] <= high
             assert sample["n"] == 2
+        assert set(result["seconds"]) == {
+            *PLACES,
+            *(f"{place}_new" for place in PLACES),
+        }
+        assert set(result["ratio"]) == {"reference", "reference_new"}
     assert document["records"][1]["result"]["reference"] == "sgd"
 
 
@@ -241,6 +182,8 @@ def test_other_measurements_of_an_update(tmp_path, what, keys):
         assert adams["ratio"]["state_to_adam"] < 0.7
         assert swats["in_place"]["needed"] >= 4.0
         assert adams["into_new_arrays"]["moved"] >= adams["floor"]
+        # Nothing is copied before it is written over.
+        assert adams["in_place"]["moved"] == adams["into_new_arrays"]["moved"]
 
 
 def test_bfloat16(tmp_path):
