@@ -9,9 +9,9 @@ WHAT is one of
              is installed
   compile    seconds to trace and to compile the update of DenseNet-121
   memory     bytes that the compiled update needs and moves
-  train      images a second in training, beside the same model in PyTorch
   scaling    time against the number of weights and of leaves
   bandwidth  the speed of an update of 100 million weights, beside that of a copy
+  train      images a second in training, beside the same model in PyTorch
   all        all of these
   table      the results in --json as Markdown; with --readme a summary into that file
 

@@ -10,7 +10,8 @@ from experiments.bench.rows import COMPARISONS, NOT_COMPILED_ALONE, ROWS
 from experiments.errors import UsageError, check_name
 from experiments.models import MODELS
 
-BENCHES = ("step", "compile", "memory", "train", "scaling", "bandwidth")
+BENCHES = ("step", "compile", "memory", "scaling", "bandwidth", "train")
+"""In order: training last, since the process keeps the gigabytes that it frees."""
 WHAT = (*BENCHES, "all", "table")
 
 
