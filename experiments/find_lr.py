@@ -27,6 +27,7 @@ import numpy as np
 import tyro
 
 from experiments import errors
+from experiments.allocator import use_huge_pages
 from experiments.config import Config, parse, to_json
 from experiments.data import STREAMED, dataset_label, load_dataset
 from experiments.errors import UsageError
@@ -280,4 +281,5 @@ def _plain(found: RangeTest) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    use_huge_pages()  # may start the program anew
     sys.exit(main())

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from experiments.allocator import HUGE_PAGES
 from experiments.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
 
 TRAIN = (sys.executable, "-m", "experiments.train")
@@ -166,6 +167,7 @@ def _environment(compiled: Path) -> dict[str, str]:
     return {
         "JAX_COMPILATION_CACHE_DIR": str(compiled),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        **HUGE_PAGES,
         **os.environ,
         "PYTHONPATH": f"{root}{os.pathsep}{path}" if path else root,
     }

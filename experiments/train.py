@@ -19,6 +19,7 @@ from rich.console import Console
 
 import spherical_optax as so
 from experiments import errors
+from experiments.allocator import use_huge_pages
 from experiments.checkpoints import CheckpointError
 from experiments.config import Config, parse, to_json
 from experiments.data import STREAMED, load_dataset, load_streamed
@@ -295,4 +296,5 @@ def opening_line(config: Config, trainer: Trainer, keeper: Keeper) -> str:
 
 
 if __name__ == "__main__":
+    use_huge_pages()  # may start the program anew
     sys.exit(main())

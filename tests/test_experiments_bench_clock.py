@@ -1,11 +1,8 @@
-"""The benchmark's clock: what alternates, what is not counted, and its process."""
-
-import os
-import sys
+"""The benchmark's clock: what alternates, and what is not counted."""
 
 import pytest
 
-from experiments.bench import clock, machine
+from experiments.bench import clock
 from experiments.bench.clock import Budget, alternate, ratio
 from experiments.bench.scaling import fit_line
 
@@ -39,24 +36,6 @@ def test_contenders_alternate_and_warm_up_is_not_counted(monkeypatch):
     rounds = clock.log[-16:]
     assert rounds == [("a", 1), ("a", 2), ("b", 1), ("b", 3)] * 4
     assert ratio(times["a"], times["b"])["median"] == pytest.approx(2.0)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="settings of the GNU C library")
-@pytest.mark.parametrize("set_before", [{}, {"MALLOC_ARENA_MAX": "2"}])
-def test_freed_memory_is_kept_unless_the_user_has_a_say(monkeypatch, set_before):
-    anew = []
-    monkeypatch.setattr(os, "environ", {"PATH": "/bin", **set_before})
-    monkeypatch.setattr(os, "execve", lambda *call: anew.append(call))
-    machine.keep_freed_memory()
-    if set_before:
-        assert anew == []
-        return
-    ((program, arguments, environment),) = anew
-    assert (program, arguments) == (sys.executable, sys.orig_argv)
-    assert environment["PATH"] == "/bin"
-    monkeypatch.setattr(os, "environ", environment)
-    machine.keep_freed_memory()  # in the program that is started
-    assert len(anew) == 1
 
 
 def test_three_rounds_when_time_is_up(monkeypatch):

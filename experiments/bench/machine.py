@@ -5,13 +5,13 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 
 import spherical_optax as so
+from experiments.allocator import start_with
 
 _PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy")
 _OPTIONAL = ("torch", "adamp", "pytorch_optimizer")
@@ -23,18 +23,17 @@ def keep_freed_memory() -> None:
     """Lets this process keep what it frees; for that it starts anew.
 
     Else the C library returns the arrays of a step to the system, now and then, and the
-    next step waits for 30,000 pages to be mapped: twice the time. It reads its settings
-    when a program starts. If one of them is set already, it is left as it is.
+    next step waits for 30,000 pages to be mapped: twice the time.
     """
-    settings = {
-        "MALLOC_MMAP_MAX_": "0",
-        "MALLOC_TRIM_THRESHOLD_": str(2**40),
-        # One for Python and one for each thread of XLA. With one for all, sums are
-        # slower by a third; with more, arrays go back to the system all the same.
-        "MALLOC_ARENA_MAX": str(cores() + 1),
-    }
-    if sys.platform == "linux" and not settings.keys() & os.environ.keys():
-        os.execve(sys.executable, sys.orig_argv, {**os.environ, **settings})
+    start_with(
+        {
+            "MALLOC_MMAP_MAX_": "0",
+            "MALLOC_TRIM_THRESHOLD_": str(2**40),
+            # One for Python and one for each thread of XLA. With one for all, sums are
+            # slower by a third; with more, arrays go back to the system all the same.
+            "MALLOC_ARENA_MAX": str(cores() + 1),
+        }
+    )
 
 
 def cores() -> int:

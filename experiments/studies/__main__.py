@@ -24,6 +24,7 @@ from typing import Annotated
 import tyro
 
 from experiments import errors
+from experiments.allocator import use_huge_pages
 from experiments.checkpoints import CheckpointError
 from experiments.errors import UsageError, check_name
 from experiments.progress import say
@@ -169,4 +170,5 @@ def _timed(path: Path) -> Iterator[list[float]]:
 
 
 if __name__ == "__main__":
+    use_huge_pages()  # may start the program anew
     sys.exit(main())
