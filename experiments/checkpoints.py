@@ -27,7 +27,7 @@ from experiments.digests import (
     table_of,
 )
 from experiments.distributed import agree, is_primary, several
-from experiments.errors import UsageError
+from experiments.errors import CheckpointError, UsageError
 from experiments.orbax_io import (
     abstract,
     copies,
@@ -39,14 +39,10 @@ from experiments.orbax_io import (
     unreadable_notes,
 )
 
-__all__ = ["CheckpointError", "Checkpoints", "digest"]
+__all__ = ["Checkpoints", "digest"]
 
 _KEEP = 2
 _UNFINISHED = ".orbax-checkpoint-tmp"  # ends the name of what is not complete
-
-
-class CheckpointError(Exception):
-    """Checkpoints cannot be written, or none can be read; one line says why."""
 
 
 class Checkpoints:

@@ -26,6 +26,10 @@ class UsageError(Exception):
     """A mistake in the call: one line that names the option and what it takes."""
 
 
+class CheckpointError(Exception):
+    """Checkpoints cannot be written, or none can be read; one line says why."""
+
+
 def check_name(option: str, name: str, known: Iterable[str]) -> None:
     """Raises a UsageError that lists the known names unless ``name`` is one."""
     known = list(known)

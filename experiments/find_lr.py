@@ -28,6 +28,7 @@ import tyro
 
 from experiments import errors
 from experiments.allocator import use_huge_pages
+from experiments.commands import run_command
 from experiments.config import Config, parse, to_json
 from experiments.data import STREAMED, dataset_label, load_dataset
 from experiments.errors import UsageError
@@ -129,28 +130,23 @@ def suggest(
 
 def main(args: Sequence[str] | None = None) -> int:
     """The command: returns its exit code."""
-    try:
-        options, rest = tyro.cli(
-            Options,
-            prog="python -m experiments.find_lr",
-            description=__doc__,
-            args=args,
-            return_unknown_args=True,
-        )
-        with StopRequest():
-            return find_lr(options, rest)
-    except UsageError as error:
-        say(f"error: {error}", stderr=True)
-        return errors.EXIT_USAGE
-    except OSError as error:
-        say(f"error: {error}", stderr=True)
-        return errors.EXIT_FAILED
-    except StoppedRun:
-        say(f"{TERMINATED}: nothing is kept", stderr=True)
-        return errors.EXIT_TERMINATED
-    except KeyboardInterrupt:
-        say("interrupted: nothing is kept", stderr=True)
-        return errors.EXIT_INTERRUPTED
+    options, rest = tyro.cli(
+        Options,
+        prog="python -m experiments.find_lr",
+        description=__doc__,
+        args=args,
+        return_unknown_args=True,
+    )
+
+    def act() -> int:
+        try:
+            with StopRequest():
+                return find_lr(options, rest)
+        except StoppedRun:
+            say(f"{TERMINATED}: nothing is kept", stderr=True)
+            return errors.EXIT_TERMINATED
+
+    return run_command(act, interrupted="interrupted: nothing is kept")
 
 
 def find_lr(options: Options, rest: Sequence[str]) -> int:

@@ -29,6 +29,7 @@ from typing import Annotated, Literal
 import tyro
 
 from experiments import errors
+from experiments.commands import run_command
 from experiments.data import dataset_label
 from experiments.errors import UsageError
 from experiments.grid import (
@@ -49,7 +50,7 @@ from experiments.results import (
     NOT_FINITE,
     read_commands,
 )
-from experiments.values import make_folder, parse_duration, parse_seeds
+from experiments.values import make_folder, parse_limit, parse_seeds
 
 _OURS = ("--seed", "--optimizer", "--overwrite", "--resume", "--config")
 """Options of a run that the grid decides."""
@@ -134,21 +135,14 @@ class Work:
 
 def main(args: Sequence[str] | None = None) -> int:
     """The command: returns its exit code."""
-    try:
-        options, rest = tyro.cli(
-            Options,
-            prog="python -m experiments.reproduce",
-            description=__doc__,
-            args=args,
-            return_unknown_args=True,
-        )
-        return reproduce(options, rest)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return errors.EXIT_USAGE
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return errors.EXIT_FAILED
+    options, rest = tyro.cli(
+        Options,
+        prog="python -m experiments.reproduce",
+        description=__doc__,
+        args=args,
+        return_unknown_args=True,
+    )
+    return run_command(lambda: reproduce(options, rest))
 
 
 def reproduce(options: Options, rest: Sequence[str]) -> int:
@@ -157,10 +151,7 @@ def reproduce(options: Options, rest: Sequence[str]) -> int:
     Raises:
       UsageError: an option cannot be used.
     """
-    limit = math.inf
-    if options.time_limit:
-        limit = parse_duration("--time-limit", options.time_limit)
-    deadline = time.monotonic() + limit
+    deadline = time.monotonic() + parse_limit("--time-limit", options.time_limit)
     out = options.out or Path("runs") / "-".join(
         (dataset_label(options.dataset), options.model)
     )

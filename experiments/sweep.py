@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from experiments import errors
+from experiments.commands import run_command
 from experiments.config import parse
 from experiments.data import dataset_label
 from experiments.errors import UsageError
@@ -49,7 +50,7 @@ from experiments.results import (
 )
 from experiments.search_space import Space, parse_space, published_space
 from experiments.study import Search, open_storage
-from experiments.values import make_folder, parse_duration
+from experiments.values import make_folder, parse_limit
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -203,21 +204,14 @@ def judge(run: Run) -> float:
 
 def main(args: Sequence[str] | None = None) -> int:
     """The command: returns its exit code."""
-    try:
-        options, rest = tyro.cli(
-            Options,
-            prog="python -m experiments.sweep",
-            description=__doc__,
-            args=args,
-            return_unknown_args=True,
-        )
-        return sweep(options, rest)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return errors.EXIT_USAGE
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return errors.EXIT_FAILED
+    options, rest = tyro.cli(
+        Options,
+        prog="python -m experiments.sweep",
+        description=__doc__,
+        args=args,
+        return_unknown_args=True,
+    )
+    return run_command(lambda: sweep(options, rest))
 
 
 def sweep(options: Options, rest: Sequence[str]) -> int:
@@ -226,10 +220,7 @@ def sweep(options: Options, rest: Sequence[str]) -> int:
     Raises:
       UsageError: an option cannot be used.
     """
-    limit = math.inf
-    if options.time_limit:
-        limit = parse_duration("--time-limit", options.time_limit)
-    deadline = time.monotonic() + limit
+    deadline = time.monotonic() + parse_limit("--time-limit", options.time_limit)
     space = _space(options, rest)
     shared = [f"--dataset={options.dataset}", f"--model={options.model}"]
     shared += [f"--optimizer={options.optimizer}", *rest]

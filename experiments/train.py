@@ -20,7 +20,6 @@ from rich.console import Console
 import spherical_optax as so
 from experiments import errors
 from experiments.allocator import use_huge_pages
-from experiments.checkpoints import CheckpointError
 from experiments.config import Config, parse, to_json
 from experiments.data import STREAMED, load_dataset, load_streamed
 from experiments.distributed import (
@@ -31,6 +30,7 @@ from experiments.distributed import (
     leave_the_lost,
     several,
 )
+from experiments.errors import CheckpointError
 from experiments.inspect import label_differences
 from experiments.keeper import Keeper, how_it_ended
 from experiments.plots import plot_learning_curves

@@ -1,5 +1,6 @@
 """Values that several commands take: how they are spelled, and what they stand for."""
 
+import math
 import re
 from pathlib import Path
 
@@ -41,6 +42,15 @@ def parse_duration(option: str, text: str) -> float:
     if not match or float(match[1]) == 0:
         raise UsageError(f"{option} must be a time like 90s, 9m or 1.5h, got {text!r}")
     return float(match[1]) * _SECONDS[match[2] or "s"]
+
+
+def parse_limit(option: str, text: str | None) -> float:
+    """A duration in seconds; infinite if there is none.
+
+    Raises:
+      UsageError: it is no duration; the message names ``option``.
+    """
+    return math.inf if text is None else parse_duration(option, text)
 
 
 def make_folder(option: str, path: Path) -> None:

@@ -9,6 +9,7 @@ os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 import jax
 import pytest
 from hypothesis import settings
+from prepared_sets import prepare_mnist
 
 # Examples are the same in every run, and a first compilation may take its time.
 settings.register_profile("default", deadline=None, derandomize=True, max_examples=25)
@@ -27,6 +28,26 @@ def strict_ranks():
     """Arrays of different ranks do not broadcast silently."""
     with jax.numpy_rank_promotion("raise"):
         yield
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    """A data folder and a cache of its own for a test; the data folder."""
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    monkeypatch.setenv("SPHERICAL_OPTAX_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "tfds"
+
+
+@pytest.fixture
+def tfds():
+    """tensorflow-datasets, or no test."""
+    return pytest.importorskip("tensorflow_datasets")
+
+
+@pytest.fixture
+def mnist(tfds, places):
+    """MNIST as it is when it is prepared, with few images."""
+    return prepare_mnist(tfds, places)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -28,10 +28,10 @@ import numpy as np
 from image_files import some_images, write_tar
 from run_folders import config_of, line_of, write_run
 
-from experiments.checkpoints import CheckpointError, Checkpoints
+from experiments.checkpoints import Checkpoints
 from experiments.config import parse, to_json
 from experiments.data import load_dataset
-from experiments.errors import UsageError
+from experiments.errors import CheckpointError, UsageError
 from experiments.options import Config, Hyperparameters
 from experiments.report.command import main as report
 

@@ -16,10 +16,11 @@ from image_files import encoded
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from experiments import checkpoints, digests
+from experiments import digests
 from experiments.checkpoints import Checkpoints
 from experiments.data import Split, Stream
 from experiments.distributed import agree, is_primary, join
+from experiments.errors import CheckpointError
 from experiments.feeds import EvaluationBatches, SpreadFeed, StreamFeed
 from experiments.mesh import make_layout
 
@@ -194,7 +195,7 @@ def main():
         digests._sum_of_all = lambda leaf: read(leaf) + 1
     try:
         restore(folder / "of_several")
-    except checkpoints.CheckpointError as error:
+    except CheckpointError as error:
         told["wrong_in_one"] = str(error)
     print(json.dumps(told))
 

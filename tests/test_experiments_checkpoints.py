@@ -10,8 +10,8 @@ import optax
 import pytest
 
 import spherical_optax as so
-from experiments.checkpoints import CheckpointError, Checkpoints, digest
-from experiments.errors import UsageError
+from experiments.checkpoints import Checkpoints, digest
+from experiments.errors import CheckpointError, UsageError
 
 
 def make_tree(seed=0):

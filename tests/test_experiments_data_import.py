@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from image_files import some_images, write_folder
-from prepared_sets import prepare_mnist
 
 from experiments.data import (
     DATASETS,
@@ -22,23 +21,7 @@ from experiments.data import (
 )
 from experiments.errors import UsageError
 
-
-@pytest.fixture(autouse=True)
-def places(tmp_path, monkeypatch):
-    """A data folder and a cache of its own for each test."""
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
-    monkeypatch.setenv("SPHERICAL_OPTAX_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "tfds"
-
-
-@pytest.fixture
-def tfds():
-    return pytest.importorskip("tensorflow_datasets")
-
-
-@pytest.fixture
-def mnist(tfds, places):
-    return prepare_mnist(tfds, places)
+pytestmark = pytest.mark.usefixtures("places")
 
 
 def fails(match, name="mnist"):

@@ -7,29 +7,13 @@ import sys
 import numpy as np
 import pytest
 from image_files import encoded, pixels
-from prepared_sets import prepare_fake, prepare_mnist
+from prepared_sets import prepare_fake
 
 from experiments.data import DATASETS, load_dataset, load_streamed, preparing
 from experiments.data.recipes import RECIPES
 from experiments.errors import UsageError
 
-
-@pytest.fixture(autouse=True)
-def places(tmp_path, monkeypatch):
-    """A data folder and a cache of its own for each test."""
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
-    monkeypatch.setenv("SPHERICAL_OPTAX_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "tfds"
-
-
-@pytest.fixture
-def tfds():
-    return pytest.importorskip("tensorflow_datasets")
-
-
-@pytest.fixture
-def mnist(tfds, places):
-    return prepare_mnist(tfds, places)
+pytestmark = pytest.mark.usefixtures("places")
 
 
 def test_every_name_has_a_loader_and_statistics_of_its_channels():

@@ -24,7 +24,6 @@ Exit codes: 0 all is measured; 1 something broke; 2 an option cannot be used; 5 
 are left: time is up; 130 Ctrl-C.
 """
 
-import math
 import shlex
 import sys
 import time
@@ -39,8 +38,8 @@ from experiments.bench.options import Options, check
 from experiments.bench.plan import Task, plan
 from experiments.bench.store import Job, Store, read
 from experiments.bench.tables import Record, in_words
-from experiments.errors import UsageError
-from experiments.values import parse_duration
+from experiments.commands import run_command
+from experiments.values import parse_limit
 
 _ALL_LIMIT = "9m"
 
@@ -48,31 +47,27 @@ _ALL_LIMIT = "9m"
 def main(args: Sequence[str] | None = None) -> int:
     """The command: returns its exit code."""
     began = time.monotonic()
-    try:
-        options = tyro.cli(
-            Options, prog="python -m experiments.bench", description=__doc__, args=args
-        )
+    options = tyro.cli(
+        Options, prog="python -m experiments.bench", description=__doc__, args=args
+    )
+    words = sys.argv[1:] if args is None else args
+    command = shlex.join(["python", "-m", "experiments.bench", *words])
+
+    def act() -> int:
         check(options)
         if options.what == "table":
             return table(options)
-        words = sys.argv[1:] if args is None else args
-        command = shlex.join(["python", "-m", "experiments.bench", *words])
         return bench(options, Store(options.json, command), began)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return errors.EXIT_USAGE
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return errors.EXIT_FAILED
-    except KeyboardInterrupt:
-        print("interrupted; with --json the same command goes on", file=sys.stderr)
-        return errors.EXIT_INTERRUPTED
+
+    return run_command(
+        act, interrupted="interrupted; with --json the same command goes on"
+    )
 
 
 def bench(options: Options, store: Store, began: float) -> int:
     """Measures what is not yet measured, and shows it; returns the exit code."""
     limit = options.time_limit or (_ALL_LIMIT if options.what == "all" else None)
-    end = began + parse_duration("--time-limit", limit) if limit else math.inf
+    end = began + parse_limit("--time-limit", limit)
     _warn_if_busy()
     records, left = work(plan(options), store, end, options.overwrite)
     show.show(records)

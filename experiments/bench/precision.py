@@ -34,6 +34,7 @@ import tyro
 import spherical_optax as so
 from experiments import errors
 from experiments.bench import machine
+from experiments.commands import run_command
 from experiments.errors import UsageError, check_name
 from experiments.report.figures import BLUE, STYLE, VERMILION
 
@@ -73,29 +74,31 @@ class Options:
 
 def main(args: Sequence[str] | None = None) -> int:
     """The command: returns its exit code."""
-    try:
-        options = tyro.cli(
-            Options,
-            prog="python -m experiments.bench.precision",
-            description=__doc__,
-            args=args,
-        )
-        for name in options.optimizers:
-            check_name("--optimizers", name, OPTIMIZERS)
-        if options.steps < 1 or not 0 < options.learning_rate < math.inf:
-            raise UsageError("--steps must be at least 1 and --learning-rate above 0")
-        curves = compare(options)
-        show(curves)
-        if options.json:
-            save(options.json, options, curves)
-        if options.figure:
-            draw(options.figure, curves)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return errors.EXIT_USAGE
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return errors.EXIT_FAILED
+    options = tyro.cli(
+        Options,
+        prog="python -m experiments.bench.precision",
+        description=__doc__,
+        args=args,
+    )
+    return run_command(lambda: precision(options))
+
+
+def precision(options: Options) -> int:
+    """Compares, and shows and keeps the curves; returns the exit code.
+
+    Raises:
+      UsageError: an option cannot be used.
+    """
+    for name in options.optimizers:
+        check_name("--optimizers", name, OPTIMIZERS)
+    if options.steps < 1 or not 0 < options.learning_rate < math.inf:
+        raise UsageError("--steps must be at least 1 and --learning-rate above 0")
+    curves = compare(options)
+    show(curves)
+    if options.json:
+        save(options.json, options, curves)
+    if options.figure:
+        draw(options.figure, curves)
     return errors.EXIT_FINISHED
 
 

@@ -17,6 +17,7 @@ from typing import Annotated
 import tyro
 
 from experiments import errors
+from experiments.commands import run_command
 from experiments.data import (
     STREAMED,
     check_dataset_name,
@@ -24,7 +25,6 @@ from experiments.data import (
     load_streamed,
 )
 from experiments.data.downloads import import_archives, needed_archives
-from experiments.data.files import say
 from experiments.data.listing import list_datasets
 from experiments.data.preparing import has_tensorflow
 from experiments.data.recipes import RECIPES
@@ -113,18 +113,12 @@ def main(args: Sequence[str] | None = None) -> int:
     """The command: returns its exit code."""
     prog = "python -m experiments.data"
     command = tyro.cli(Command, prog=prog, description=__doc__, args=args)  # type: ignore
-    try:
+
+    def act() -> int:
         command.run()
-    except errors.UsageError as error:
-        say(f"error: {error}")
-        return errors.EXIT_USAGE
-    except OSError as error:
-        say(f"error: {error}")
-        return errors.EXIT_FAILED
-    except KeyboardInterrupt:
-        say("interrupted")
-        return errors.EXIT_INTERRUPTED
-    return errors.EXIT_FINISHED
+        return errors.EXIT_FINISHED
+
+    return run_command(act)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import tyro
 
 from experiments import errors
 from experiments.allocator import use_huge_pages
-from experiments.checkpoints import CheckpointError
+from experiments.commands import run_command
 from experiments.errors import UsageError, check_name
 from experiments.progress import say
 from experiments.stopping import INTERRUPTED, OUT_OF_TIME, TERMINATED, StoppedRun
@@ -71,35 +71,29 @@ class Options:
 def main(args: Sequence[str] | None = None) -> int:
     """The command: returns its exit code."""
     given = sys.argv[1:] if args is None else list(args)
-    clock = None
-    try:
-        options = tyro.cli(
-            Options,
-            prog="python -m experiments.studies",
-            description=__doc__,
-            args=given,
-        )
+    options = tyro.cli(
+        Options,
+        prog="python -m experiments.studies",
+        description=__doc__,
+        args=given,
+    )
+
+    def act() -> int:
         _check(options)
         limit = options.time_limit
         clock = Clock(parse_duration("--time-limit", limit) if limit else None)
-        with clock:
-            _work(options, clock, shlex.join(given))
-    except StoppedRun as stopped:
-        told = "the same command goes on"
-        if stopped.reason == OUT_OF_TIME and clock and not clock.worked:
-            told = "nothing was begun: --time-limit is too short"
-        say(f"{stopped.reason}: {told}", stderr=True)
-        return _CODES[stopped.reason]
-    except UsageError as error:
-        say(f"error: {error}", stderr=True)
-        return errors.EXIT_USAGE
-    except (OSError, CheckpointError) as error:
-        say(f"error: {error}", stderr=True)
-        return errors.EXIT_FAILED
-    except KeyboardInterrupt:
-        say("interrupted: the same command goes on", stderr=True)
-        return errors.EXIT_INTERRUPTED
-    return errors.EXIT_FINISHED
+        try:
+            with clock:
+                _work(options, clock, shlex.join(given))
+        except StoppedRun as stopped:
+            told = "the same command goes on"
+            if stopped.reason == OUT_OF_TIME and not clock.worked:
+                told = "nothing was begun: --time-limit is too short"
+            say(f"{stopped.reason}: {told}", stderr=True)
+            return _CODES[stopped.reason]
+        return errors.EXIT_FINISHED
+
+    return run_command(act, interrupted="interrupted: the same command goes on")
 
 
 def _check(options: Options) -> None:
