@@ -16,8 +16,9 @@ import numpy as np
 import optax
 
 import spherical_optax as so
-from experiments.studies.drawing import COLOURS, drawing
+from experiments.drawing import drawing
 from experiments.studies.growth_figures import draw_on_sphere
+from experiments.studies.styles import COLOURS
 from experiments.studies.toy import descend
 
 Make = Callable[[float, str], optax.GradientTransformation]

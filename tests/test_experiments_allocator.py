@@ -99,3 +99,4 @@ def test_the_benchmark_keeps_freed_memory(monkeypatch, set_before):
     assert len(begun.calls) == (not set_before)
     for *_, environment in begun.calls:
         assert environment["MALLOC_MMAP_MAX_"] == "0"
+        assert environment.items() >= allocator.HUGE_PAGES.items()

@@ -1,7 +1,6 @@
 """The figures: ratios of all updates, and time against size; as PNG and SVG."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +9,7 @@ import numpy as np
 from experiments.bench.scaling import OPTIMIZERS
 from experiments.bench.step import REFERENCE, TORCH
 from experiments.bench.tables import Record, fits, scaling_points, tables
-
-# One look for all figures of the experiments.
-from experiments.report.figures import BLUE, STYLE, VERMILION, shorten
+from experiments.drawing import BLUE, VERMILION, drawing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,7 +36,7 @@ def draw_steps(records: Sequence[Record], title: str, stem: Path) -> None:
         (REFERENCE, "to Optax's, named after the stroke", "o", BLUE, 0.13),
         (TORCH, "to its PyTorch counterpart", "D", VERMILION, -0.13),
     )
-    with _canvas(stem, 1, 0.9 + 0.24 * len(rows)) as [axis]:
+    with drawing(stem, height=0.9 + 0.24 * len(rows)) as [axis]:
         for key, label, mark, color, aside in kinds:
             points = [
                 (y + aside, row["result"]["ratio"][key])
@@ -62,7 +59,7 @@ def draw_steps(records: Sequence[Record], title: str, stem: Path) -> None:
 
 def draw_scaling(records: Sequence[Record], stem: Path) -> None:
     """Seconds against weights and against leaves, with the fitted lines."""
-    with _canvas(stem, 2, 3.0) as axes:
+    with drawing(stem, across=2, height=3.0) as axes:
         for axis, along in zip(axes, ("weights", "leaves"), strict=True):
             points = scaling_points(records, along)
             lines = fits(records, along)
@@ -102,25 +99,3 @@ def _plain_ticks(axis: "Axis") -> None:
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_locator(NullLocator())
-
-
-@contextmanager
-def _canvas(stem: Path, across: int, height: float) -> Iterator[list["Axes"]]:
-    """Axes beside each other, ``height`` in inches; in the end they are saved."""
-    import matplotlib  # slow to import
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    with plt.rc_context(STYLE):
-        canvas, axes = plt.subplots(
-            1, across, figsize=(7.0, height), layout="constrained", squeeze=False
-        )
-        try:
-            yield list(axes.flat)
-            stem.parent.mkdir(parents=True, exist_ok=True)
-            canvas.savefig(f"{stem}.png", dpi=200)
-            canvas.savefig(f"{stem}.svg", metadata={"Date": None})
-            shorten(Path(f"{stem}.svg"))
-        finally:
-            plt.close(canvas)

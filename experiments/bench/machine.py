@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 import spherical_optax as so
-from experiments.allocator import start_with
+from experiments.allocator import HUGE_PAGES, start_with
 
 _PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy")
 _OPTIONAL = ("torch", "adamp", "pytorch_optimizer")
@@ -23,10 +23,12 @@ def keep_freed_memory() -> None:
     """Lets this process keep what it frees; for that it starts anew.
 
     Else the C library returns the arrays of a step to the system, now and then, and the
-    next step waits for 30,000 pages to be mapped: twice the time.
+    next step waits for 30,000 pages to be mapped: twice the time. Pages are huge, as in
+    training.
     """
     start_with(
         {
+            **HUGE_PAGES,
             "MALLOC_MMAP_MAX_": "0",
             "MALLOC_TRIM_THRESHOLD_": str(2**40),
             # One for Python and one for each thread of XLA. With one for all, sums are
@@ -74,7 +76,7 @@ def versions() -> dict[str, str | None]:
 
 def flags() -> dict[str, str]:
     """Environment variables that change what is compiled or how it runs."""
-    known = ("JAX_", "XLA_", "OMP_", "MKL_", "TORCH", "MALLOC_")
+    known = ("JAX_", "XLA_", "OMP_", "MKL_", "TORCH", "MALLOC_", "GLIBC_")
     return {k: v for k, v in sorted(os.environ.items()) if k.startswith(known)}
 
 

@@ -35,8 +35,8 @@ import spherical_optax as so
 from experiments import errors
 from experiments.bench import machine
 from experiments.commands import run_command
+from experiments.drawing import BLUE, STYLE, VERMILION
 from experiments.errors import UsageError, check_name
-from experiments.report.figures import BLUE, STYLE, VERMILION
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "adam": optax.adam,

@@ -1,45 +1,30 @@
 """The figures of a report, as PNG and SVG; legible in print and without colours."""
 
-import io
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from experiments.drawing import BLUE, VERMILION, WIDE, drawing
 from experiments.report.columns import Column, Setting
 from experiments.report.published import UNDECIDED, Figure, Finding
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure as Canvas
 
 TEST_ERROR, TRAINING_LOSS = "test error (%)", "training loss"
 
-# Of Okabe and Ito's palette, which stays apart for every kind of colour vision; shape
-# and position say the same as colour everywhere.
-BLUE, VERMILION, _GREY = "#0072B2", "#D55E00", "#DDDDDD"
-STYLE: Any = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "grid.color": "#E4E4E4",
-    "svg.fonttype": "path",  # the same letters wherever it is opened
-    "svg.hashsalt": "spherical_optax",  # the same file from the same numbers
-}
-_WIDTH = 7.0  # inches: a text width
+_GREY = "#DDDDDD"
 
 
 def draw_accuracies(
     column: Column,
     published: Sequence[Figure | None],
     stem: Path,
-    width: float = _WIDTH,
+    width: float = WIDE,
 ) -> None:
     """Test accuracy: seeds as circles, mean and deviation, published as diamonds."""
     together = zip(column.settings, column.labels, published, strict=True)
@@ -47,9 +32,9 @@ def draw_accuracies(
     # From the bottom, so in the end the reverse of the table, ties included.
     rows.sort(key=lambda row: -row[0].accuracy.mean)
     rows.reverse()
-    narrow = width < _WIDTH
+    narrow = width < WIDE
     height = 0.75 + (0.36 if narrow else 0.27) * len(rows)
-    with _canvas(stem, height=height, width=width) as (_, [axis]):
+    with drawing(stem, height=height, width=width) as [axis]:
         for y, (setting, _, figure) in enumerate(rows):
             sample = setting.accuracy
             seeds = [run.accuracy for run in setting.finished]
@@ -84,7 +69,10 @@ def draw_curves(column: Column, quantity: str, stem: Path) -> None:
     down = -(-len(rows) // across)
     means = np.array([curves.mean(0) for curves, _ in rows])
     epochs = np.arange(1, column.config["epochs"] + 1)
-    with _canvas(stem, down, across, height=0.6 + 1.3 * down) as (canvas, axes):
+    with drawing(
+        stem, down, across, height=0.6 + 1.3 * down, sharex=True, sharey=True
+    ) as axes:
+        canvas: Any = axes[0].get_figure()
         for axis in axes[len(rows) :]:
             axis.remove()
         for axis in axes[len(rows) - across : len(rows)]:
@@ -106,13 +94,11 @@ def draw_curves(column: Column, quantity: str, stem: Path) -> None:
         canvas.supylabel(quantity, fontsize=9)
 
 
-def draw_findings(
-    findings: Sequence[Finding], stem: Path, width: float = _WIDTH
-) -> None:
+def draw_findings(findings: Sequence[Finding], stem: Path, width: float = WIDE) -> None:
     """The judged claims: estimates with confidence intervals against 0."""
     judged = [(f, f.contrast) for f in findings if f.contrast][::-1]
     height = 0.6 + 0.36 * len(judged)
-    with _canvas(stem, height=height, width=width) as (_, [axis]):
+    with drawing(stem, height=height, width=width) as [axis]:
         for y, (finding, found) in enumerate(judged):
             reach = [[found.estimate - found.low], [found.high - found.estimate]]
             axis.errorbar(
@@ -127,7 +113,7 @@ def draw_findings(
         axis.axvline(0, color="black", lw=0.8)
         names = [_shortened(f.claim) + f"\n{f.verdict}" for f, _ in judged]
         axis.set_yticks(range(len(judged)), names, fontsize=8)
-        between = "\n" if width < _WIDTH else " "
+        between = "\n" if width < WIDE else " "
         axis.set(
             xlabel=f"difference of means (points),{between}95 % interval",
             ylim=(-0.6, len(judged) - 0.4),
@@ -198,64 +184,3 @@ def _accuracy_legend(axis: "Axes", with_published: bool) -> None:
         handletextpad=0.1,
         borderpad=0,
     )
-
-
-@contextmanager
-def _canvas(
-    stem: Path,
-    down: int = 1,
-    across: int = 1,
-    *,
-    height: float,
-    width: float = _WIDTH,
-) -> Iterator[tuple["Canvas", list["Axes"]]]:
-    """A figure to draw on, its size in inches; in the end it is saved."""
-    import matplotlib  # slow to import
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    with plt.rc_context(STYLE):
-        canvas, axes = plt.subplots(
-            down,
-            across,
-            figsize=(width, height),
-            layout="constrained",
-            sharex=True,
-            sharey=True,
-            squeeze=False,
-        )
-        try:
-            yield canvas, list(axes.flat)
-            save(canvas, stem)
-        finally:
-            plt.close(canvas)
-
-
-def save(canvas: "Canvas", stem: Path) -> None:
-    """Saves a figure as PNG and SVG; ``stem`` is its path without ending."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    _save_png(canvas, Path(f"{stem}.png"))
-    canvas.savefig(f"{stem}.svg", metadata={"Date": None})
-    shorten(Path(f"{stem}.svg"))
-
-
-def _save_png(canvas: "Canvas", path: Path) -> None:
-    """With a palette of 256 colours: a third of the size, and no difference to see."""
-    from PIL import Image
-
-    file = io.BytesIO()
-    canvas.savefig(file, format="png", dpi=200)
-    image = Image.open(file).convert("RGB")
-    image.quantize(256, dither=Image.Dither.NONE).save(
-        path, optimize=True, dpi=(200, 200)
-    )
-
-
-def shorten(svg: Path) -> None:
-    """Rounds the coordinates of paths to hundredths of a point: half the size."""
-
-    def round_all(path: re.Match[str]) -> str:
-        return re.sub(r"\d+\.\d{3,}", lambda n: f"{float(n[0]):.2f}", path[0])
-
-    svg.write_text(re.sub(r'(?<= )d="[^"]*"', round_all, svg.read_text()))

@@ -9,14 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.drawing import NARROW, drawing
 from experiments.flatness import (
     epsilon_sharpness,
     largest_eigenvalue,
     relative_sharpness,
 )
 from experiments.report.page import Block, Heading, Paragraph, Picture, Table
-from experiments.studies.drawing import NARROW, drawing, legend_above, line_style
 from experiments.studies.study import FIGURES
+from experiments.studies.styles import legend_above, line_style
 from experiments.studies.verdicts import NO, YES, Verdict
 
 ALPHAS = (0.01, 0.1, 1.0, 10.0, 100.0)

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from experiments.drawing import NARROW, drawing
 from experiments.report.page import Block, Heading, Paragraph, Picture, Table
 from experiments.report.stats import contrast, describe
 from experiments.report.text import dataset_title
-from experiments.studies.drawing import NARROW, drawing, line_style
 from experiments.studies.lesson import KINDS, RATES, ROWS, Row
 from experiments.studies.settings import Settings
 from experiments.studies.study import FIGURES, Outcome
+from experiments.studies.styles import line_style
 from experiments.studies.verdicts import (
     NEVER,
     NO,

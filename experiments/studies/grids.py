@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import errors, reproduce
+from experiments.drawing import NARROW
 from experiments.errors import UsageError
 from experiments.report.columns import Column, Setting, columns_of
 from experiments.report.figures import (
@@ -18,7 +19,6 @@ from experiments.report.published import Finding, judge_claims
 from experiments.report.text import accuracy_blocks, dataset_title
 from experiments.results import FINISHED, Run, find_runs
 from experiments.stopping import INTERRUPTED, OUT_OF_TIME, TERMINATED, StoppedRun
-from experiments.studies.drawing import NARROW
 from experiments.studies.study import FIGURES, Place
 from experiments.studies.verdicts import Verdict, in_numbers, verdict_of
 

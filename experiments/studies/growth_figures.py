@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.studies.drawing import NARROW, drawing, legend_above, style_of
+from experiments.drawing import NARROW, drawing
+from experiments.studies.styles import legend_above, style_of
 
 _LEAST = 1e-6  # rad; below, angles are rounding
 

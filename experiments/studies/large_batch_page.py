@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from experiments.drawing import NARROW, drawing
 from experiments.report.page import Block, Heading, Paragraph, Picture, Table
 from experiments.report.stats import describe
 from experiments.report.text import dataset_title
 from experiments.studies import dinh
-from experiments.studies.drawing import COLOURS, NARROW, drawing, legend_above
 from experiments.studies.settings import Settings
 from experiments.studies.study import FIGURES, Outcome
+from experiments.studies.styles import COLOURS, legend_above
 from experiments.studies.verdicts import YES, Claim, Verdict, count, in_numbers, judge
 
 _QUANTITIES = {

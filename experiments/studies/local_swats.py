@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.drawing import NARROW, drawing
 from experiments.report.columns import Column
 from experiments.report.page import Block, Heading, Paragraph, Picture, Table
 from experiments.report.text import dataset_title
 from experiments.results import Run
 from experiments.runs import SWITCH_POINTS
-from experiments.studies.drawing import NARROW, drawing, style_of
 from experiments.studies.grids import (
     about,
     from_data,
@@ -21,6 +21,7 @@ from experiments.studies.grids import (
 )
 from experiments.studies.settings import Settings
 from experiments.studies.study import FIGURES, Outcome, Place, Study
+from experiments.studies.styles import style_of
 from experiments.studies.verdicts import NEVER, NO, YES, Verdict, count, in_numbers
 
 _OF_THE_PAPER = 1e-9

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.drawing import NARROW
 from experiments.report.columns import Column
 from experiments.report.figures import draw_findings
 from experiments.report.page import Block, Heading, Paragraph, Picture, Table
 from experiments.report.published import Finding
 from experiments.report.stats import Sample, contrast
 from experiments.report.text import dataset_title
-from experiments.studies.drawing import NARROW
 from experiments.studies.grids import (
     about,
     from_data,

@@ -1,11 +1,6 @@
-"""Figures of the studies, in the style of the reports, and narrow enough for phones."""
+"""Colours and legends of the studies' figures: the same look for the same thing."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from experiments.report.figures import STYLE, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,39 +27,6 @@ _KNOWN = {
     )
     for name in names
 }
-WIDE, NARROW = 7.0, 5.4  # inches: of a text; such that letters stay legible on a phone
-
-
-@contextmanager
-def drawing(
-    stem: Path,
-    down: int = 1,
-    across: int = 1,
-    *,
-    height: float,
-    width: float = WIDE,
-    **options: Any,
-) -> Iterator[list["Axes"]]:
-    """A figure of several panels, saved in the end as ``stem.png`` and ``stem.svg``."""
-    import matplotlib  # slow to import
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    with plt.rc_context(STYLE):
-        canvas, axes = plt.subplots(
-            down,
-            across,
-            figsize=(width, height),
-            layout="constrained",
-            squeeze=False,
-            **options,
-        )
-        try:
-            yield list(axes.flat)
-            save(canvas, stem)
-        finally:
-            plt.close(canvas)
 
 
 def line_style(index: int) -> dict[str, Any]:
