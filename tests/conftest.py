@@ -1,6 +1,7 @@
 """What every test shares: the CPU, 64-bit mode on request, strict broadcasting."""
 
 import os
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Commands that tests start would start themselves anew for it.
@@ -11,9 +12,20 @@ import pytest
 from hypothesis import settings
 from prepared_sets import prepare_mnist
 
+# Tests forget what they compiled and make the same functions anew; XLA compiles each
+# program once in a process all the same. Commands that tests start have no part in it.
+_COMPILED = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+jax.config.update("jax_compilation_cache_dir", _COMPILED.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
 # Examples are the same in every run, and a first compilation may take its time.
 settings.register_profile("default", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("default")
+
+
+def pytest_unconfigure():
+    """The last that pytest does."""
+    _COMPILED.cleanup()
 
 
 @pytest.fixture
