@@ -1,13 +1,14 @@
 """Settings of the allocator: a program starts anew, once, unless the user has a say."""
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from experiments import allocator
+from experiments import allocator, launch
 from experiments.bench import machine
 
 pytestmark = pytest.mark.skipif(
@@ -89,6 +90,33 @@ def test_tunables_of_the_user_are_left_alone(monkeypatch, pages):
     begun = Starts(monkeypatch, {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"})
     allocator.use_huge_pages()
     assert begun.calls == []
+
+
+class StartedAnewError(Exception):
+    """In place of the program that would start."""
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["experiments.train", "experiments.find_lr", "experiments.studies.__main__"],
+)
+def test_what_trains_has_huge_pages(monkeypatch, pages, command):
+    def start(program, arguments, environment):
+        raise StartedAnewError(environment["GLIBC_TUNABLES"])
+
+    pages.write_text("always [madvise] never\n")
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.delitem(sys.modules, command, raising=False)
+    monkeypatch.setattr(os, "execve", start)
+    with pytest.raises(StartedAnewError, match="hugetlb=1"):
+        runpy.run_module(command, run_name="__main__")
+
+
+def test_runs_of_a_grid_begin_with_huge_pages(monkeypatch, tmp_path):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    assert launch._environment(tmp_path).items() >= allocator.HUGE_PAGES.items()
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
+    assert launch._environment(tmp_path)["GLIBC_TUNABLES"].endswith("hugetlb=0")
 
 
 @pytest.mark.parametrize("set_before", [{}, {"MALLOC_ARENA_MAX": "2"}])
