@@ -13,7 +13,6 @@ a folder cannot be used.
 
 import datetime
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,8 @@ from typing import Annotated
 
 import tyro
 
-from experiments.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE, UsageError
+from experiments.commands import run_command
+from experiments.errors import EXIT_FINISHED, UsageError
 from experiments.report import text
 from experiments.report.columns import Column, columns_of, differing
 from experiments.report.figures import (
@@ -62,21 +62,18 @@ class Options:
 
 def main(args: Sequence[str] | None = None) -> int:
     """The command: returns its exit code."""
-    try:
-        options = tyro.cli(
-            Options, prog="python -m experiments.report", description=__doc__, args=args
-        )
+    options = tyro.cli(
+        Options, prog="python -m experiments.report", description=__doc__, args=args
+    )
+
+    def act() -> int:
         if not options.runs:
             raise UsageError("RUNS: name at least one folder with runs in it")
         out = options.out or options.runs[0] / "report"
         print(write_report(options.runs, out, options.title))
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USAGE
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_FAILED
-    return EXIT_FINISHED
+        return EXIT_FINISHED
+
+    return run_command(act)
 
 
 def write_report(folders: Sequence[Path], out: Path, title: str) -> str:
