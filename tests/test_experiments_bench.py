@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import cases
+import chex
 import jax
 import numpy as np
 import pytest
@@ -15,10 +16,12 @@ from experiments import models
 from experiments.bench import (
     bandwidth,
     command,
+    jax_side,
     machine,
     plan,
     scaling,
     show,
+    step,
     store,
 )
 from experiments.bench.clock import Budget
@@ -124,6 +127,38 @@ def test_json_is_complete(results):
         }
         assert set(result["ratio"]) == {"reference", "reference_new"}
     assert document["records"][1]["result"]["reference"] == "sgd"
+
+
+def test_on_an_accelerator_many_steps_are_one_program(tmp_path, monkeypatch):
+    for module in (jax_side, step):
+        monkeypatch.setattr(module, "on_cpu", lambda: False)
+    path = tmp_path / "results.json"
+    names = ("--optimizers", "adam", "sgdp")
+    assert main(["step", *names, *TINY, "--json", str(path)]) == 0
+    document = read(path)
+    for record in document["records"]:
+        assert set(record["result"]["seconds"]) == set(PLACES)
+        assert set(record["result"]["ratio"]) == {"reference"}
+    assert "| adam | " in show.to_markdown(document)
+    assert "| `adam` | `adam` | 1.00 (1.00 to 1.00) |  |" in (
+        show.summary_markdown(document)
+    )
+
+
+def test_steps_in_one_program_are_those_one_by_one():
+    trees = random_trees(kernels(10_000, 2))
+    optimizer = ROWS["adamsrt"].make(trees.labels, learning_rate=0.1)
+    params, grads = jax.tree.map(jax.numpy.array, (trees.params, trees.grads))
+    state = jax.jit(optimizer.init)(params)
+    steps = jax_side.make_steps(optimizer, 3).lower(params, state, grads).compile()
+    # In the loop all is done at every step, the sums of equal gradients too.
+    before = steps.as_text().partition("ENTRY")[2]
+    assert " while(" in before
+    assert " fusion(" not in before
+    one_by_one = params, state
+    for _ in range(3):
+        one_by_one = jax_side.make_step(optimizer, jax_side.NEW)(*one_by_one, grads)
+    chex.assert_trees_all_close(steps(params, state, grads), one_by_one, rtol=1e-5)
 
 
 def test_goes_on_where_it_was_stopped(results, pretend, capsys, monkeypatch):

@@ -3,7 +3,7 @@
 import pytest
 
 from experiments.bench import clock
-from experiments.bench.clock import Budget, alternate, ratio
+from experiments.bench.clock import Budget, InUnits, alternate, ratio
 from experiments.bench.scaling import fit_line
 
 
@@ -36,6 +36,18 @@ def test_contenders_alternate_and_warm_up_is_not_counted(monkeypatch):
     rounds = clock.log[-16:]
     assert rounds == [("a", 1), ("a", 2), ("b", 1), ("b", 3)] * 4
     assert ratio(times["a"], times["b"])["median"] == pytest.approx(2.0)
+
+
+def test_what_comes_in_units_is_called_by_the_unit(monkeypatch):
+    clock = Clock(monkeypatch)
+    eight = InUnits(clock.contender("eight", 0.008), 8)  # a call takes 0.001
+    contenders = {"eight": eight, "one": clock.contender("one", 0.002)}
+    times = alternate(contenders, Budget(rounds=2, sample_seconds=0.02))
+    assert times == {
+        "eight": pytest.approx([0.001] * 2),
+        "one": pytest.approx([0.002] * 2),
+    }
+    assert clock.log[-4:] == [("eight", 1), ("eight", 3), ("one", 1), ("one", 10)]
 
 
 def test_three_rounds_when_time_is_up(monkeypatch):

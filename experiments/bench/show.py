@@ -64,7 +64,7 @@ def summary_markdown(document: Mapping[str, Any]) -> str:
                     f"`{name}`",
                     f"`{step['reference']}`",
                     spread(step["ratio"][REFERENCE]),
-                    spread(step["ratio"][REFERENCE_NEW]),
+                    spread(step["ratio"].get(REFERENCE_NEW)),
                     spread(step["ratio"].get(TORCH)),
                     *_compile_and_memory(found, program),
                 ]

@@ -114,7 +114,7 @@ def _step(result: Mapping[str, Any]) -> list[str]:
         _ms(seconds[OURS]),
         result["reference"],
         spread(ratios[REFERENCE]),
-        spread(ratios[REFERENCE_NEW]),
+        spread(ratios.get(REFERENCE_NEW)),
     ]
     if torch is None:
         return [*cells, "none known", "", ""]
