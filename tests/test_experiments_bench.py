@@ -29,6 +29,7 @@ from experiments.bench.command import main
 from experiments.bench.rows import ROWS
 from experiments.bench.store import read
 from experiments.bench.trees import kernels, model_shapes, random_trees
+from experiments.compiling import compile_ahead
 from experiments.models.resnet import ResNet
 
 OPTIONAL = ("torch", "adamp", "pytorch_optimizer")
@@ -149,16 +150,17 @@ def test_steps_in_one_program_are_those_one_by_one():
     trees = random_trees(kernels(10_000, 2))
     optimizer = ROWS["adamsrt"].make(trees.labels, learning_rate=0.1)
     params, grads = jax.tree.map(jax.numpy.array, (trees.params, trees.grads))
-    state = jax.jit(optimizer.init)(params)
-    steps = jax_side.make_steps(optimizer, 3).lower(params, state, grads).compile()
+    held = params, jax.jit(optimizer.init)(params)
+    step = jax_side.step_of(optimizer)
+    together = compile_ahead(jax_side.many_steps(step, 3), *held, grads)
     # In the loop all is done at every step, the sums of equal gradients too.
-    before = steps.as_text().partition("ENTRY")[2]
-    assert " while(" in before
-    assert " fusion(" not in before
-    one_by_one = params, state
+    outside = together.as_text().partition("ENTRY")[2]
+    assert " while(" in outside
+    assert " fusion(" not in outside
+    expected = together(*held, grads)
     for _ in range(3):
-        one_by_one = jax_side.make_step(optimizer, jax_side.NEW)(*one_by_one, grads)
-    chex.assert_trees_all_close(steps(params, state, grads), one_by_one, rtol=1e-5)
+        held = jax.jit(step)(*held, grads)
+    chex.assert_trees_all_close(held, expected, rtol=1e-5)
 
 
 def test_goes_on_where_it_was_stopped(results, pretend, capsys, monkeypatch):

@@ -39,6 +39,7 @@ from experiments.bench.plan import Task, plan
 from experiments.bench.store import Job, Store, read
 from experiments.bench.tables import Record, in_words
 from experiments.commands import run_command
+from experiments.compiling import compiling_once
 from experiments.values import parse_limit
 
 _ALL_LIMIT = "9m"
@@ -69,7 +70,8 @@ def bench(options: Options, store: Store, began: float) -> int:
     limit = options.time_limit or (_ALL_LIMIT if options.what == "all" else None)
     end = began + parse_limit("--time-limit", limit)
     _warn_if_busy()
-    records, left = work(plan(options), store, end, options.overwrite)
+    with compiling_once():  # the references, which many rows have in common
+        records, left = work(plan(options), store, end, options.overwrite)
     show.show(records)
     if options.figures:
         draw(records, options.figures)

@@ -1,6 +1,8 @@
 """Steps of Optax transformations: update and apply, as training calls them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any
 
 import jax
@@ -10,6 +12,7 @@ import optax
 from experiments.bench.clock import Contender, InUnits
 from experiments.bench.machine import on_cpu
 from experiments.bench.trees import Trees
+from experiments.compiling import compile_ahead
 
 Step = Callable[[Any, Any, Any], tuple[Any, Any]]
 """From weights, state and gradients to weights and state."""
@@ -20,20 +23,32 @@ IN_PLACE, NEW = "in_place", "into_new_arrays"
 _TOGETHER = 32
 
 
-def make_step(optimizer: optax.GradientTransformation, place: str = IN_PLACE) -> Any:
-    """The jitted step.
+DONATED = {IN_PLACE: (0, 1), NEW: ()}
+"""Arguments of a step whose arrays its results may have."""
+
+
+def step_of(optimizer: optax.GradientTransformation) -> Step:
+    """The step of an optimizer.
 
     Arguments come in the order of the results: JAX gives the buffer of the first array
     donated to the first result of its shape, and XLA copies what is then overwritten
     before it is read.
     """
-    donated = (0, 1) if place == IN_PLACE else ()
-    return jax.jit(_step_of(optimizer), donate_argnums=donated)
+
+    def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return step
 
 
-def make_steps(optimizer: optax.GradientTransformation, count: int) -> Any:
-    """The jitted program of so many steps in place."""
-    step = _step_of(optimizer)
+def make_step(optimizer: optax.GradientTransformation, place: str = IN_PLACE) -> Any:
+    """The jitted step."""
+    return jax.jit(step_of(optimizer), donate_argnums=DONATED[place])
+
+
+def many_steps(step: Step, count: int) -> Step:
+    """So many steps as one."""
 
     def steps(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
         def body(_: Any, held: tuple[Any, Any]) -> tuple[Any, Any]:
@@ -43,7 +58,19 @@ def make_steps(optimizer: optax.GradientTransformation, count: int) -> Any:
 
         return jax.lax.fori_loop(0, count, body, (params, state))
 
-    return jax.jit(steps, donate_argnums=(0, 1))
+    return steps
+
+
+def jax_steps(
+    optimizers: Mapping[str, tuple[optax.GradientTransformation, str]], trees: Trees
+) -> dict[str, Contender]:
+    """Makes contenders of optimizers and places, compiling them side by side."""
+    with ThreadPoolExecutor() as pool:
+        coming = {
+            name: pool.submit(copy_context().run, jax_step, optimizer, trees, place)
+            for name, (optimizer, place) in optimizers.items()
+        }
+        return {name: contender.result() for name, contender in coming.items()}
 
 
 def jax_step(
@@ -63,9 +90,12 @@ def jax_step(
         hand over its hundreds of arrays.
     """
     unit = unit or (1 if on_cpu() else _TOGETHER)
-    go = make_step(optimizer, place) if unit == 1 else make_steps(optimizer, unit)
+    step = step_of(optimizer)
+    if unit > 1:
+        step, place = many_steps(step, unit), IN_PLACE
     params, grads = jax.tree.map(jnp.array, (trees.params, trees.grads))
-    held = [params, jax.jit(optimizer.init)(params)]
+    held = [params, compile_ahead(optimizer.init, params)(params)]
+    go = compile_ahead(step, *held, grads, donate=DONATED[place])
 
     def run(calls: int) -> None:
         for _ in range(calls):
@@ -73,11 +103,3 @@ def jax_step(
         jax.block_until_ready(held)
 
     return run if unit == 1 else InUnits(run, unit)
-
-
-def _step_of(optimizer: optax.GradientTransformation) -> Step:
-    def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
-        updates, state = optimizer.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    return step

@@ -5,9 +5,10 @@ from typing import Any
 import jax
 import optax
 
-from experiments.bench.jax_side import IN_PLACE, NEW, make_step
+from experiments.bench.jax_side import DONATED, IN_PLACE, NEW, step_of
 from experiments.bench.rows import ROWS
 from experiments.bench.trees import size_in_bytes
+from experiments.compiling import compile_ahead
 
 
 def measure_memory(
@@ -38,7 +39,8 @@ def _analyse(
     optimizer: optax.GradientTransformation, shapes: Any, state: Any, place: str
 ) -> dict[str, float | None]:
     """What the compiler says; None for what it does not."""
-    compiled = make_step(optimizer, place).lower(shapes, state, shapes).compile()
+    step = step_of(optimizer)
+    compiled = compile_ahead(step, shapes, state, shapes, donate=DONATED[place])
     weights = size_in_bytes(shapes)
     needed = 2 * weights + size_in_bytes(state)
     costs, sizes = compiled.cost_analysis(), compiled.memory_analysis()

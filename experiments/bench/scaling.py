@@ -11,7 +11,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from experiments.bench.clock import Budget, alternate, ratio, summary
-from experiments.bench.jax_side import jax_step
+from experiments.bench.jax_side import IN_PLACE, jax_steps
 from experiments.bench.rows import ROWS
 from experiments.bench.trees import count, kernels, random_trees, size_in_bytes
 
@@ -29,9 +29,8 @@ def measure_scaling(weights: int, leaves: int, budget: Budget) -> dict[str, Any]
         return {**found, "missing": missing}
     trees = random_trees(shapes)
     trees = trees._replace(grads=jax.tree.map(jnp.asarray, trees.grads))  # for all
-    contenders = {
-        name: jax_step(ROWS[name].make(trees.labels), trees) for name in OPTIMIZERS
-    }
+    optimizers = {n: (ROWS[n].make(trees.labels), IN_PLACE) for n in OPTIMIZERS}
+    contenders = jax_steps(optimizers, trees)
     times = alternate(contenders, budget)
     del contenders, trees
     gc.collect()

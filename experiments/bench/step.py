@@ -4,7 +4,7 @@ import gc
 from typing import Any
 
 from experiments.bench.clock import Budget, alternate, ratio, summary
-from experiments.bench.jax_side import NEW, jax_step
+from experiments.bench.jax_side import IN_PLACE, NEW, jax_steps
 from experiments.bench.machine import on_cpu
 from experiments.bench.rows import ROWS
 from experiments.bench.torch_side import UnavailableError, torch_step
@@ -29,13 +29,12 @@ def measure_step(
     row = ROWS[name]
     ours = row.make(trees.labels, mu_dtype)
     other = ROWS[row.reference].make(trees.labels, mu_dtype)
-    contenders = {OURS: jax_step(ours, trees)}
-    if row.reference != name:
-        contenders[REFERENCE] = jax_step(other, trees)
+    optimizers = {OURS: (ours, IN_PLACE), REFERENCE: (other, IN_PLACE)}
     if on_cpu():
-        contenders[OURS_NEW] = jax_step(ours, trees, NEW)
-        if row.reference != name:
-            contenders[REFERENCE_NEW] = jax_step(other, trees, NEW)
+        optimizers |= {OURS_NEW: (ours, NEW), REFERENCE_NEW: (other, NEW)}
+    if row.reference == name:
+        optimizers = {k: v for k, v in optimizers.items() if v[0] is ours}
+    contenders = jax_steps(optimizers, trees)
     missing = None
     try:
         if row.torch is not None:
