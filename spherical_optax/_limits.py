@@ -13,7 +13,9 @@ Finite weights, gradients and hyperparameters make finite steps and a finite sta
 * A root of a second moment counts from :math:`2^{1-e/2}` on: the squares of smaller
   numbers vanish. What LAMB and SWATS divide by it counts up to :math:`2^{e/2}`.
 * What is stored in a narrower type ends at its largest number.
-* A step ends where the weight would leave the range of its type.
+* A step counts up to :math:`2^{e - p - 3}`, with :math:`p` the digits of a number,
+  :math:`2^{102}` in float32: so a weight cannot leave the range of its type. A step of
+  float16 ends where the weight would.
 
 Infinite gradients count as the largest; NaN stays NaN. ``docs/extremes.md`` is the same
 for users.
@@ -151,17 +153,23 @@ def in_range(
     return optax.GradientTransformationExtraArgs(inner.init, update_fn)
 
 
-@jax.jit
 def within_reach(step: jax.Array, x: jax.Array) -> jax.Array:
-    """A step, cut where ``x + step`` would leave the range of the type of ``x``.
+    """A step so that ``x + step`` stays in the range of the type of ``x``.
 
-    It is cut a little before, so that rounding does not lead beyond.
+    In wide types it counts up to a quarter of the distance between their two largest
+    numbers: its sum with the largest is then rounded to the largest. Of float16 it ends
+    where the weight would be a little below the largest, for rounding.
 
     Example:
       >>> x = jnp.array([3e38, 1.0])
       >>> jnp.isfinite(x + within_reach(jnp.array([jnp.inf, 1e-3]), x))
       Array([ True,  True], dtype=bool)
     """
+    wide = jnp.finfo(real_dtype(x.dtype))
+    if wide.maxexp >= 128:
+        # bfloat16 has the range of float32, and is computed in it.
+        digits = max(int(wide.nmant), int(jnp.finfo(jnp.float32).nmant))
+        return clip(widen(step), 2.0 ** (int(wide.maxexp) - digits - 3))
     if jnp.iscomplexobj(step):
         return jax.lax.complex(
             within_reach(jnp.real(step), jnp.real(x)),

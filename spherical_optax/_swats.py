@@ -13,7 +13,14 @@ from spherical_optax._checks import (
     check_numbers,
     needs_params,
 )
-from spherical_optax._limits import bounded, capped, in_range, quotient, root_floor
+from spherical_optax._limits import (
+    bounded,
+    capped,
+    in_range,
+    quotient,
+    root_floor,
+    saturated,
+)
 from spherical_optax._moments import (
     Number,
     abs_sq,
@@ -22,6 +29,7 @@ from spherical_optax._moments import (
     cast_tree,
     ema,
     increment,
+    map_leaves,
     value_at,
     zeros_like_params,
     zeros_like_squares,
@@ -162,26 +170,35 @@ def scale_by_swats(
 
     # Compiled functions, so that leaves of one shape are traced once for all.
     @jax.jit
-    def leaf_step(g, m, v, v_max, switched, switch_step, sgd_rate, rates):
+    def phase(switched, switch_step, sgd_rate, rates):
+        """What multiplies m, g, v and g^2, what the step, the root and 1 below it.
+
+        Numbers are chosen, not arrays: a loop with a choice in it compiles twice as
+        long. The buffer holds SGD's momentum from the step after the switch on.
+        """
         count, adam_rate, floor, sgd_factor = rates
-
-        # Numbers are chosen, not arrays: a loop with a choice in it compiles twice as
-        # long. The buffer holds SGD's momentum from the step after the switch on.
-        def choose(after, before):
-            return jnp.where(switched, after, before)
-
-        bound = bounded(g)
         kept = jnp.where(switch_step == count, 0, b1)
-        mu = kept * widen(m) + choose(1, 1 - b1) * bound
-        nu = choose(1, b2) * widen(v) + choose(0, 1 - b2) * abs_sq(bound)
+        sgd = (kept, 1, 1, 0, capped(sgd_factor * sgd_rate), 0, 1)
+        adam = (kept, 1 - b1, b2, 1 - b2, adam_rate, 1, floor)
+        return tuple(jnp.where(switched, a, b) for a, b in zip(sgd, adam, strict=True))
+
+    @jax.jit
+    def leaf_step(g, m, v, v_max, switched, switch_step, sgd_rate, rates):
+        m_share, g_share, v_share, square_share, rate, root_share, floor = phase(
+            switched, switch_step, sgd_rate, rates
+        )
+        bound = bounded(g)
+        mu = m_share * widen(m) + g_share * bound
+        nu = v_share * widen(v) + square_share * abs_sq(bound)
         nu_max = jnp.maximum(v_max, nu) if amsgrad else nu
-        rate = choose(capped(sgd_factor * sgd_rate), adam_rate)
-        ahead = choose(1, 0) * bound + choose(b1, 1) * mu if nesterov else mu
-        root = choose(0, 1) * jnp.sqrt(nu_max) + choose(1, floor)
-        step = quotient(rate * ahead, root)
+        ahead = mu
+        if nesterov:
+            ahead = jnp.where(switched, 1, 0) * bound + jnp.where(switched, b1, 1) * mu
+        step = quotient(rate * ahead, root_share * jnp.sqrt(nu_max) + floor)
         # Of Adam's step, since nobody asks for them after the switch.
         pp, pg = geometry.squared_norm(step, ()), geometry.dot(step, g, ())
-        return _Leaf(step, mu, nu, nu_max, pp.reshape(()), pg.reshape(()))
+        arrays = cast_tree((step, mu, nu, nu_max), (g, m, v, v))
+        return *arrays, pp.reshape(()), pg.reshape(())
 
     @jax.jit
     def estimate(pp, pg, average, switched, count, bias2):
@@ -190,8 +207,22 @@ def scale_by_swats(
         gamma = capped(pp / jnp.where(told, pg, 1))
         average = jnp.where(told, ema(gamma, average, b2), average)
         close = jnp.abs(average / bias2 - gamma) < threshold
-        meets = told & close & (average > 0) & (count > 1)
-        return _Estimate(average, average / bias2, meets)
+        return average, average / bias2, told & close & (average > 0) & (count > 1)
+
+    @jax.jit
+    def settle(average, found, meets, old_average, switched, switch_step, rate, count):
+        """The four numbers of a leaf after a step at which it meets the threshold."""
+        return (
+            saturated(average, old_average.dtype),
+            switched | meets,
+            jnp.where(meets, count, switch_step),
+            jnp.where(meets, found, rate).astype(rate.dtype),
+        )
+
+    @jax.jit
+    def follow(pp, pg, average, switched, switch_step, rate, count, bias2):
+        found = estimate(pp, pg, average, switched, count, bias2)
+        return settle(*found, average, switched, switch_step, rate, count)
 
     def update_fn(updates, state, params=None):
         del params
@@ -200,41 +231,42 @@ def scale_by_swats(
         adam_rate = value_at(learning_rate, state.count) * jnp.sqrt(bias2) / bias1
         sgd_factor = (1 - b1) * value_at(sgd_scale, state.count)
         rates = (state.count, capped(adam_rate), root_floor(eps), sgd_factor)
-        leaves = jax.tree.map(
+        numbers = (
+            state.average,
+            state.switched,
+            state.switch_step,
+            state.sgd_learning_rate,
+        )
+        steps, mu, nu, nu_max, pp, pg = map_leaves(
+            6,
             lambda *leaf: leaf_step(*leaf, rates),
             updates,
             state.mu,
             state.nu,
             state.nu_max if amsgrad else state.nu,
-            state.switched,
-            state.switch_step,
-            state.sgd_learning_rate,
+            *numbers[1:],
         )
-        known = (*_products(leaves, switch), state.average, state.switched)
-        estimates = jax.tree.map(lambda *leaf: estimate(*leaf, count, bias2), *known)
-        sgd_rate = _field(estimates, "sgd_learning_rate")
-        meets = _field(estimates, "meets")
-        if switch == "global" and jax.tree.leaves(meets):
-            together = estimate(*map(_stack, known), count, bias2)
-            sgd_rate, meets = _first_to_meet(together, meets)
-        return cast_tree(_field(leaves, "step"), updates), ScaleBySwatsState(
-            count=count,
-            mu=cast_tree(_field(leaves, "mu"), state.mu),
-            nu=cast_tree(_field(leaves, "nu"), state.nu),
-            nu_max=cast_tree(_field(leaves, "nu_max"), state.nu) if amsgrad else (),
-            average=cast_tree(_field(estimates, "average"), state.average),
-            switched=jax.tree.map(jnp.logical_or, state.switched, meets),
-            switch_step=jax.tree.map(
-                lambda meets, step: jnp.where(meets, count, step),
-                meets,
-                state.switch_step,
-            ),
-            sgd_learning_rate=jax.tree.map(
-                lambda meets, new, rate: jnp.where(meets, new, rate).astype(rate.dtype),
-                meets,
-                sgd_rate,
-                state.sgd_learning_rate,
-            ),
+        if switch == "global" and jax.tree.leaves(pp):
+            known = (pp, pg, *numbers[:2])
+            averages = jax.tree.map(
+                lambda *leaf: estimate(*leaf, count, bias2)[0], *known
+            )
+            _, found, meets = estimate(*map(_stack, known), count, bias2)
+            first = jnp.argmax(meets)
+            chosen = found[first], meets[first]
+            numbers = map_leaves(
+                4,
+                lambda average, *leaf: settle(average, *chosen, *leaf, count),
+                averages,
+                *numbers,
+            )
+        else:
+            products = _totals(pp, pg) if switch == "vector" else (pp, pg)
+            numbers = map_leaves(
+                4, lambda *leaf: follow(*leaf, count, bias2), *products, *numbers
+            )
+        return steps, ScaleBySwatsState(
+            count, mu, nu, nu_max if amsgrad else (), *numbers
         )
 
     return optax.with_extra_args_support(
@@ -346,43 +378,14 @@ def swats(
     )
 
 
-class _Leaf(NamedTuple):
-    """What a step makes of a leaf."""
-
-    step: jax.Array
-    mu: jax.Array
-    nu: jax.Array
-    nu_max: jax.Array
-    pp: jax.Array  # <p, p>
-    pg: jax.Array  # -<p, g>, since p has the sign of the gradient here
-
-
-class _Estimate(NamedTuple):
-    """What is known of SGD's learning rate."""
-
-    average: jax.Array
-    sgd_learning_rate: jax.Array
-    meets: jax.Array
-
-
-def _field(tree: optax.Updates, name: str) -> optax.Updates:
-    """One field of every :class:`_Leaf` or :class:`_Estimate` of a tree."""
-    return jax.tree.map(
-        lambda node: getattr(node, name),
-        tree,
-        is_leaf=lambda node: isinstance(node, (_Leaf, _Estimate)),
-    )
-
-
 def _stack(numbers: optax.Updates) -> jax.Array:
     """The numbers of a tree, one a leaf, as an array."""
     return jnp.stack(jax.tree.leaves(numbers))
 
 
-def _products(leaves: optax.Updates, switch: str) -> tuple[optax.Updates, ...]:
-    """<p, p> and -<p, g> of each leaf, or of the whole tree for each leaf."""
-    pp, pg = _field(leaves, "pp"), _field(leaves, "pg")
-    if switch != "vector" or not jax.tree.leaves(pp):
+def _totals(pp: optax.Updates, pg: optax.Updates) -> tuple[optax.Updates, ...]:
+    """<p, p> and -<p, g> of the whole tree, for each leaf."""
+    if not jax.tree.leaves(pp):
         return pp, pg
     # One array with two uses: of two, XLA would gather the numbers of all leaves again
     # in each element of the sums, and compile for a minute where there are hundreds.
@@ -391,12 +394,3 @@ def _products(leaves: optax.Updates, switch: str) -> tuple[optax.Updates, ...]:
     total_pp = jnp.sum(jnp.where(second, 0, numbers))
     total_pg = jnp.sum(jnp.where(second, numbers, 0))
     return jax.tree.map(lambda _: total_pp, pp), jax.tree.map(lambda _: total_pg, pg)
-
-
-def _first_to_meet(
-    estimates: _Estimate, leaves: optax.Updates
-) -> tuple[optax.Updates, ...]:
-    """For all leaves, the SGD rate of the first that switches, and whether one does."""
-    first = jnp.argmax(estimates.meets)
-    rate, some = estimates.sgd_learning_rate[first], estimates.meets[first]
-    return jax.tree.map(lambda _: rate, leaves), jax.tree.map(lambda _: some, leaves)

@@ -12,7 +12,7 @@ from experiments.bench.clock import Budget
 from experiments.bench.compiling import measure_compile
 from experiments.bench.memory import measure_memory
 from experiments.bench.options import Options
-from experiments.bench.rows import ROWS
+from experiments.bench.rows import REFERENCES
 from experiments.bench.scaling import (
     LEAVES_OF_WEIGHTS,
     WEIGHTS_OF_LEAVES,
@@ -85,16 +85,10 @@ def _compile(options: Options) -> Iterator[Task]:
         return measure_compile(names, shapes, trees.label(shapes), rounds)
 
     wanted = options.rows(compiled_alone=True)
-    for reference in dict.fromkeys(row.reference for row in ROWS.values()):
-        rows = [
-            name
-            for name in wanted
-            if ROWS[name].reference == reference != name  # it is measured beside them
-        ]
-        for start in range(0, len(rows), _TOGETHER):
-            some = rows[start : start + _TOGETHER]
-            jobs = [Job("compile", name, settings) for name in some]
-            yield Task(jobs, measure, 2.5 * rounds)
+    rows = [name for name in wanted if name not in REFERENCES]
+    for start in range(0, len(rows), _TOGETHER):
+        jobs = [Job("compile", n, settings) for n in rows[start : start + _TOGETHER]]
+        yield Task(jobs, measure, 2.5 * rounds)
 
 
 def _memory(options: Options) -> Iterator[Task]:

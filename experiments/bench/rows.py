@@ -178,6 +178,8 @@ ROWS: dict[str, Row] = {
 }
 """Name to what is measured under it; ``optax_lamb`` and the like are Optax's."""
 
+REFERENCES = tuple(dict.fromkeys(row.reference for row in ROWS.values()))
+"""Rows that others are compared with."""
 COMPARISONS = ("muon", "adamw", "optax_lamb")
 """Rows of Optax's optimizers that are no reference for plain ones."""
 NOT_COMPILED_ALONE = ("muonh", "swats_global_adam", "swats_vector_adam")

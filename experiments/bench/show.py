@@ -75,7 +75,7 @@ def summary_markdown(document: Mapping[str, Any]) -> str:
         "time in place, ratio",
         "time into new arrays, ratio",
         "time, ratio to PyTorch's",
-        "compile time, ratio",
+        "compile time, to Adam's",
         "state, to Adam's",
         "peak memory, to weights + gradients + state",
     )
