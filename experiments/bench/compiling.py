@@ -1,5 +1,6 @@
 """``compile``: seconds to trace and to compile an update, against Adam's."""
 
+import gc
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -57,6 +58,8 @@ def _trace_and_compile(
     config: Any = jax.config
     kept = config.jax_enable_compilation_cache
     config.update("jax_enable_compilation_cache", False)
+    gc.collect()
+    gc.disable()  # it would have all rows before this one to look through
     try:
         began = time.perf_counter()
         lowered = make_step(optimizer).lower(shapes, state, shapes)
@@ -64,4 +67,5 @@ def _trace_and_compile(
         lowered.compile()
         return traced - began, time.perf_counter() - traced
     finally:
+        gc.enable()
         config.update("jax_enable_compilation_cache", kept)

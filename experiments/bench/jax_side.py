@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,39 +67,50 @@ def jax_steps(
     """Makes contenders of optimizers and places, compiling them side by side."""
     with ThreadPoolExecutor() as pool:
         coming = {
-            name: pool.submit(copy_context().run, jax_step, optimizer, trees, place)
+            name: pool.submit(copy_context().run, _compile, optimizer, trees, place)
             for name, (optimizer, place) in optimizers.items()
         }
-        return {name: contender.result() for name, contender in coming.items()}
+    # Arrays that threads allocate would lie elsewhere.
+    return {name: _contender(it.result(), trees) for name, it in coming.items()}
 
 
-def jax_step(
-    optimizer: optax.GradientTransformation,
-    trees: Trees,
-    place: str = IN_PLACE,
-    unit: int | None = None,
-) -> Contender:
-    """Makes what does steps of an optimizer, on weights of its own.
+def jax_step(optimizer: optax.GradientTransformation, trees: Trees) -> Contender:
+    """Makes what does steps of an optimizer in place, on weights of its own."""
+    return _contender(_compile(optimizer, trees, IN_PLACE), trees)
 
-    Args:
-      optimizer: the optimizer.
-      trees: its weights and gradients.
-      place: where the results of a step go.
-      unit: steps in one program, if more than one then in place; None for one on a CPU,
-        and many on accelerators: they do an update in less time than the host needs to
-        hand over its hundreds of arrays.
+
+class _Programs(NamedTuple):
+    """The compiled programs of an optimizer, and how many steps one call does."""
+
+    init: Callable[..., Any]
+    steps: Callable[..., Any]
+    unit: int
+
+
+def _compile(
+    optimizer: optax.GradientTransformation, trees: Trees, place: str
+) -> _Programs:
+    """One step on a CPU; many in place on accelerators.
+
+    They do an update in less time than the host needs to hand over its hundreds of
+    arrays.
     """
-    unit = unit or (1 if on_cpu() else _TOGETHER)
+    unit = 1 if on_cpu() else _TOGETHER
     step = step_of(optimizer)
     if unit > 1:
         step, place = many_steps(step, unit), IN_PLACE
+    state = jax.eval_shape(optimizer.init, trees.params)
+    steps = compile_ahead(step, trees.params, state, trees.grads, donate=DONATED[place])
+    return _Programs(compile_ahead(optimizer.init, trees.params), steps, unit)
+
+
+def _contender(programs: _Programs, trees: Trees) -> Contender:
     params, grads = jax.tree.map(jnp.array, (trees.params, trees.grads))
-    held = [params, compile_ahead(optimizer.init, params)(params)]
-    go = compile_ahead(step, *held, grads, donate=DONATED[place])
+    held = [params, programs.init(params)]
 
     def run(calls: int) -> None:
         for _ in range(calls):
-            held[:] = go(*held, grads)
+            held[:] = programs.steps(*held, grads)
         jax.block_until_ready(held)
 
-    return run if unit == 1 else InUnits(run, unit)
+    return run if programs.unit == 1 else InUnits(run, programs.unit)

@@ -45,7 +45,7 @@ class Options:
     rounds: int = 25
     """Samples of each contender, where there is time for them; in compile a tenth, but
     three at least."""
-    row_seconds: float = 3.0
+    row_seconds: float = 2.0
     """When the rounds of a row have taken so long, three of them suffice; in train,
     five times that; not in compile."""
     batch_size: int = 128
