@@ -10,14 +10,21 @@ import optax
 from spherical_optax import geometry
 from spherical_optax._checks import check_numbers, check_transformation, needs_params
 from spherical_optax._equilibrium import equilibrium_rotation
-from spherical_optax._limits import bounded, capped, in_range, root_floor, within_reach
+from spherical_optax._limits import (
+    bounded,
+    capped,
+    in_range,
+    root_floor,
+    saturated,
+    within_reach,
+)
 from spherical_optax._moments import (
     Number,
     bias_correction,
-    cast_tree,
     ema,
     in_working_precision,
     increment,
+    map_leaves,
     value_at,
 )
 from spherical_optax._transport import norm_or_shape
@@ -155,29 +162,30 @@ def _rotate(
             jnp.zeros([], jnp.int32), norms, jax.tree.map(jnp.zeros_like, norms)
         )
 
+    @jax.jit  # so that leaves of one shape are traced once for all
+    def leaf_step(u, x, radius, s, angle, bias):
+        """The step, and the new mean square of its direction."""
+        u, bound = bounded(u), bounded(x)
+        radial = geometry.divide(geometry.dot(u, bound, channel_axes), radius * radius)
+        tangent = geometry.center(bounded(u - capped(radial) * bound), channel_axes)
+        nu = ema(geometry.dot(tangent, tangent, channel_axes), s, decay)
+        turned = capped(angle * radius / root_floor(jnp.sqrt(nu / bias) + eps))
+        step = bounded(-turned * tangent)
+        moved = geometry.retract(bound, step, channel_axes, radius=radius)
+        return within_reach(moved - widen(x), x), saturated(nu, s.dtype)
+
     def update_fn(updates, state, params=None):
         count = increment(state.count)
         angle = capped(angle_at(state.count))
         bias = bias_correction(decay, count)
-
-        def tangent(u, x, n):
-            u, x = bounded(u), bounded(x)
-            radial = geometry.divide(geometry.dot(u, x, channel_axes), n * n)
-            return geometry.center(bounded(u - capped(radial) * x), channel_axes)
-
-        def turn(u, x, n, s):
-            turned = capped(angle * n / root_floor(jnp.sqrt(s / bias) + eps))
-            step = bounded(-turned * u)
-            moved = geometry.retract(bounded(x), step, channel_axes, radius=n)
-            return within_reach(moved - widen(x), x)
-
-        tangents = jax.tree.map(tangent, updates, params, state.radius)
-        nu = jax.tree.map(
-            lambda u, s: ema(geometry.dot(u, u, channel_axes), s, decay),
-            tangents,
+        steps, nu = map_leaves(
+            2,
+            lambda *leaf: leaf_step(*leaf, angle, bias),
+            updates,
+            params,
+            state.radius,
             state.nu,
         )
-        steps = jax.tree.map(turn, tangents, params, state.radius, nu)
-        return steps, RotationalState(count, state.radius, cast_tree(nu, state.nu))
+        return steps, RotationalState(count, state.radius, nu)
 
     return optax.GradientTransformation(init_fn, update_fn)

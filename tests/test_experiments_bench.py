@@ -290,7 +290,7 @@ def test_share_of_the_speed_of_a_copy(small_sizes, tmp_path, monkeypatch):
 
 
 def test_what_does_not_fit_into_memory_is_left_out(small_sizes, capsys, monkeypatch):
-    monkeypatch.setattr(scaling, "_free_bytes", lambda: 500_000)
+    monkeypatch.setattr(scaling, "free_bytes", lambda: 500_000)
     assert main(["scaling", "--rounds", "1"]) == 0
     assert "left out: needs 0.0 GB, free are 0.0" in capsys.readouterr().out
 

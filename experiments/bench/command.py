@@ -70,6 +70,7 @@ def bench(options: Options, store: Store, began: float) -> int:
     limit = options.time_limit or (_ALL_LIMIT if options.what == "all" else None)
     end = began + parse_limit("--time-limit", limit)
     _warn_if_busy()
+    machine.map_memory()
     with compiling_once():  # the references, which many rows have in common
         records, left = work(plan(options), store, end, options.overwrite)
     show.show(records)

@@ -1,7 +1,6 @@
 """``scaling``: seconds of an update against the number of weights, and of leaves."""
 
 import gc
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from scipy.optimize import nnls
 
 from experiments.bench.clock import Budget, alternate, ratio, summary
 from experiments.bench.jax_side import IN_PLACE, jax_steps
+from experiments.bench.machine import free_bytes
 from experiments.bench.rows import ROWS
 from experiments.bench.trees import count, kernels, random_trees, size_in_bytes
 
@@ -62,18 +62,7 @@ def missing_memory(shapes: Any, names: Sequence[str]) -> str | None:
         sizes.append(weights + size_in_bytes(state))
     # Gradients, all in numpy and on the device; what a step returns beside all that.
     needed = 4 * weights + sum(sizes) + max(sizes)
-    free = _free_bytes()
+    free = free_bytes()
     if free is None or needed < _SHARE_OF_MEMORY * free:
         return None
     return f"needs {needed / 1e9:.1f} GB, free are {free / 1e9:.1f}"
-
-
-def _free_bytes() -> int | None:
-    """Memory of the accelerator, else what the system says is free."""
-    statistics = jax.devices()[0].memory_stats()
-    if statistics and "bytes_limit" in statistics:
-        return statistics["bytes_limit"] - statistics.get("bytes_in_use", 0)
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return None
