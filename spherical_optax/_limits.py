@@ -170,11 +170,6 @@ def within_reach(step: jax.Array, x: jax.Array) -> jax.Array:
         # bfloat16 has the range of float32, and is computed in it.
         digits = max(int(wide.nmant), int(jnp.finfo(jnp.float32).nmant))
         return clip(widen(step), 2.0 ** (int(wide.maxexp) - digits - 3))
-    if jnp.iscomplexobj(step):
-        return jax.lax.complex(
-            within_reach(jnp.real(step), jnp.real(x)),
-            within_reach(jnp.imag(step), jnp.imag(x)),
-        )
     kept = 1 - 2 * max(float(jnp.finfo(a.dtype).eps) for a in (step, x))
     largest = float(jnp.finfo(real_dtype(x.dtype)).max)
     step = widen(step)

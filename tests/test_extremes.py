@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import spherical_optax as so
+from spherical_optax._limits import within_reach
 
 DTYPES = ("float16", "bfloat16", "float32")
 SHAPES = {
@@ -129,6 +130,29 @@ NUMBERS = st.tuples(
     st.sampled_from(KINDS),
     st.one_of(st.sampled_from([0.0, 0.02, 0.5, 0.75, 1.0]), st.floats(0, 1)),
 )
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, "float64"])
+@pytest.mark.parametrize("step", [np.inf, LARGEST, 2.0**102])
+def test_no_step_leads_out_of_the_range(dtype, step):
+    with jax.enable_x64(dtype == "float64"):
+        largest = jnp.asarray(jnp.finfo(dtype).max)
+        x = jnp.stack([largest, -largest, largest / 2, 0 * largest])
+        for steps in (step * jnp.ones(4), -step * jnp.ones(4)):
+            moved = optax.apply_updates(x, within_reach(steps, x))
+            assert moved.dtype == x.dtype
+            assert jnp.isfinite(moved).all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "counts"),
+    [("bfloat16", 2.0**102), ("float32", 2.0**102), ("float64", 2.0**969)],
+)
+def test_a_step_counts_up_to_its_bound(dtype, counts):
+    with jax.enable_x64(dtype == "float64"):
+        steps = jnp.asarray([counts / 2, -counts, 2 * counts, 1e-3])
+        kept = within_reach(steps, jnp.ones(4, dtype))
+        assert kept.tolist() == [counts / 2, -counts, counts, float(steps[3])]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
