@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 import cases
-import chex
 import jax
 import numpy as np
 import pytest
@@ -29,7 +28,6 @@ from experiments.bench.command import main
 from experiments.bench.rows import ROWS
 from experiments.bench.store import read
 from experiments.bench.trees import kernels, model_shapes, random_trees
-from experiments.compiling import compile_ahead
 from experiments.models.resnet import ResNet
 
 OPTIONAL = ("torch", "adamp", "pytorch_optimizer")
@@ -144,23 +142,6 @@ def test_on_an_accelerator_many_steps_are_one_program(tmp_path, monkeypatch):
     assert "| `adam` | `adam` | 1.00 (1.00 to 1.00) |  |" in (
         show.summary_markdown(document)
     )
-
-
-def test_steps_in_one_program_are_those_one_by_one():
-    trees = random_trees(kernels(10_000, 2))
-    optimizer = ROWS["adamsrt"].make(trees.labels, learning_rate=0.1)
-    params, grads = jax.tree.map(jax.numpy.array, (trees.params, trees.grads))
-    held = params, jax.jit(optimizer.init)(params)
-    step = jax_side.step_of(optimizer)
-    together = compile_ahead(jax_side.many_steps(step, 3), *held, grads)
-    # In the loop all is done at every step, the sums of equal gradients too.
-    outside = together.as_text().partition("ENTRY")[2]
-    assert " while(" in outside
-    assert " fusion(" not in outside
-    expected = together(*held, grads)
-    for _ in range(3):
-        held = jax.jit(step)(*held, grads)
-    chex.assert_trees_all_close(held, expected, rtol=1e-5)
 
 
 def test_goes_on_where_it_was_stopped(results, pretend, capsys, monkeypatch):

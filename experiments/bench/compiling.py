@@ -9,7 +9,7 @@ import jax
 import optax
 
 from experiments.bench.clock import ratio, summary
-from experiments.bench.jax_side import make_step
+from experiments.bench.jax_side import DONATED, IN_PLACE, step_of
 from experiments.bench.rows import ROWS
 
 _PARTS = ("trace", "compile")
@@ -54,6 +54,7 @@ def _trace_and_compile(
     optimizer: optax.GradientTransformation, shapes: Any
 ) -> tuple[float, float]:
     state = jax.eval_shape(optimizer.init, shapes)
+    step = jax.jit(step_of(optimizer), donate_argnums=DONATED[IN_PLACE])
     jax.clear_caches()
     config: Any = jax.config
     kept = config.jax_enable_compilation_cache
@@ -62,7 +63,7 @@ def _trace_and_compile(
     gc.disable()  # it would have all rows before this one to look through
     try:
         began = time.perf_counter()
-        lowered = make_step(optimizer).lower(shapes, state, shapes)
+        lowered = step.lower(shapes, state, shapes)
         traced = time.perf_counter()
         lowered.compile()
         return traced - began, time.perf_counter() - traced

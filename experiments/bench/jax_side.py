@@ -20,11 +20,9 @@ Step = Callable[[Any, Any, Any], tuple[Any, Any]]
 
 IN_PLACE, NEW = "in_place", "into_new_arrays"
 """Where results go: over old weights and state, as in training, or beside them."""
-_TOGETHER = 32
-
-
 DONATED = {IN_PLACE: (0, 1), NEW: ()}
 """Arguments of a step whose arrays its results may have."""
+_TOGETHER = 32  # steps in a program on accelerators
 
 
 def step_of(optimizer: optax.GradientTransformation) -> Step:
@@ -40,11 +38,6 @@ def step_of(optimizer: optax.GradientTransformation) -> Step:
         return optax.apply_updates(params, updates), state
 
     return step
-
-
-def make_step(optimizer: optax.GradientTransformation, place: str = IN_PLACE) -> Any:
-    """The jitted step."""
-    return jax.jit(step_of(optimizer), donate_argnums=DONATED[place])
 
 
 def many_steps(step: Step, count: int) -> Step:
