@@ -29,13 +29,13 @@ import optax
 
 from spherical_optax import geometry
 from spherical_optax._checks import needs_params
-from spherical_optax._limits import bounded, capped, held, within_reach
+from spherical_optax._limits import bounded, capped, either, held, within_reach
 from spherical_optax._moments import MomentBlock, cast_tree, map_leaves
 from spherical_optax._transport import (
     RescaleAndTransportState,
     RetractToSphereState,
+    is_in_range,
     largest_square,
-    within_range,
 )
 from spherical_optax.geometry import ChannelAxes, widen
 from spherical_optax.labels import check_axes
@@ -68,21 +68,18 @@ def rescale_and_transport_moment(
         x, r = widen(weights), capped(r)
         xx = jnp.zeros(())
         if squares:
-            xx = geometry.squared_norm(x, channel_axes)
+            xx = geometry.dot(x, x, channel_axes)
             r = _known_after(xx, r)
         step = within_reach(r * m, weights)
         y = x + step
         yy = geometry.squared_norm(y, channel_axes)
         my = geometry.dot(m, y, channel_axes)
         denominator = geometry.floored(yy + eps)
-        known = within_range(yy, xx, denominator)
-        denominator = jnp.where(known, denominator, 1.0)
-        shrink = jnp.where(known, xx, 1.0) / denominator
-        return (
-            step,
-            _carried(y, m, known, yy, my, denominator),
-            tuple(held(shrink * held(widen(v))) for v in squares),
-        )
+        # Divisions come last: XLA does them once a group, and not once a weight.
+        along = yy / denominator  # 1 at most
+        away = capped(either(is_in_range(yy), my, 0.0) / denominator)
+        squares = tuple(held(capped(xx / denominator) * widen(v)) for v in squares)
+        return step, bounded(along * m - away * y), squares
 
     inner = _along_moment(decay, block, scale, channel_axes, move)
 
@@ -119,17 +116,15 @@ def transport_and_retract_moment(
         along = r * geometry.squared_norm(m, channel_axes)
         yy, my = jnp.maximum(xx + r * (2 * mx + along), 0.0), mx + along
         largest = largest_square(x.dtype)
-        after = jnp.sqrt(jnp.where(yy < largest, yy, largest))
+        after = jnp.sqrt(either(yy < largest, yy, largest))
         denominator = geometry.floored(jnp.sqrt(xx) * after + eps)
-        known = within_range(yy, xx, denominator)
-        denominator = jnp.where(known, denominator, 1.0)
+        known = is_in_range(yy)
+        denominator = either(known, denominator, 1.0)
         length = geometry.floored(after + eps)
         step = within_reach(geometry.reciprocal(length) * (x + r * m) - x, weights)
-        return (
-            step,
-            _carried(x + step, m, known, yy, length * my, denominator),
-            squares,
-        )
+        along = capped(either(known, yy, 1.0) / denominator)
+        away = capped(either(known, length * my, 0.0) / denominator)
+        return step, bounded(along * m - away * (x + step)), squares
 
     inner = _along_moment(None, block, scale, channel_axes, move)
 
@@ -190,22 +185,4 @@ def _known_after(square: jax.Array, r: jax.Array) -> jax.Array:
     The sum over the weights is then taken before a step writes over them in place,
     which needs no copy of them. A division, since XLA does it once a group.
     """
-    return r / jnp.where(square < -1.0, jnp.inf, 1.0)
-
-
-def _carried(
-    reached: jax.Array,
-    m: jax.Array,
-    known: jax.Array,
-    along: jax.Array,
-    away: jax.Array,
-    denominator: jax.Array,
-) -> jax.Array:
-    """The moment at the new point; as it is where products are not known.
-
-    The denominator is 1 there.
-    """
-    # The division comes last: XLA computes it once a group, and not once a weight.
-    along = capped(jnp.where(known, along, 1.0) / denominator)
-    away = capped(jnp.where(known, away, 0.0) / denominator)
-    return bounded(along * m - away * reached)
+    return r / either(square < -1.0, square, 1.0)

@@ -11,10 +11,12 @@ from spherical_optax._checks import check_flag, check_numbers, needs_params
 from spherical_optax._limits import (
     bounded,
     capped,
+    either,
     finite,
     in_range,
     quotient,
     root_floor,
+    square_floor,
 )
 from spherical_optax._moments import (
     Number,
@@ -87,11 +89,14 @@ def scale_by_lamb(
         )
 
     @jax.jit  # so that leaves of one shape are traced once for all
-    def leaf_step(g, m, v, x, rate, floor, decay):
-        mu, nu = ema(bounded(g), m, b1), ema_of_squares(bounded(g), v, b2)
+    def leaf_step(g, m, v, x, rate, floor, decay, longest):
+        bound = bounded(g)
+        mu, nu = ema(bound, m, b1), ema_of_squares(bound, v, b2)
         r = quotient(rate * mu, jnp.sqrt(nu) + floor) + decay * widen(x)
-        weight_norm = jnp.minimum(_norm(x), max_weight_norm)
-        adam_norm = _norm(r)
+        xx, rr = (geometry.squared_norm(a, ()).reshape(()) for a in (x, r))
+        # Roots come last: XLA takes them once, and not in all that needs a norm.
+        weight_norm = jnp.sqrt(jnp.minimum(xx, longest.astype(xx.dtype)))
+        adam_norm = jnp.sqrt(rr)
         trust = _trust_ratio(weight_norm, adam_norm)
         kept = finite(trust * finite(r)), mu, nu  # the trust ratio may vanish
         return *cast_tree(kept, (g, m, v)), weight_norm, adam_norm, trust
@@ -101,7 +106,9 @@ def scale_by_lamb(
         rate, floor = jnp.ones(()), root_floor(eps)
         if bias_correction:
             rate, floor = adam_rate(b1, b2, eps, count)
-        numbers = rate, floor, capped(value_at(weight_decay, state.count))
+        decay = capped(value_at(weight_decay, state.count))
+        longest = square_floor(max_weight_norm * max_weight_norm)
+        numbers = rate, floor, decay, longest
         steps, mu, nu, *norms = map_leaves(
             6,
             lambda *leaf: leaf_step(*leaf, *numbers),
@@ -194,11 +201,6 @@ def lamb(
     )
 
 
-def _norm(x: jax.Array) -> jax.Array:
-    """Norm over the whole leaf, a scalar."""
-    return jnp.sqrt(geometry.squared_norm(x, ()).reshape(()))
-
-
 def _trust_ratio(weight_norm: jax.Array, adam_norm: jax.Array) -> jax.Array:
     some_zero = (weight_norm == 0) | (adam_norm == 0)
-    return jnp.where(some_zero, 1.0, capped(weight_norm / adam_norm))
+    return either(some_zero, 1.0, capped(weight_norm / adam_norm))

@@ -8,10 +8,10 @@ Finite weights, gradients and hyperparameters make finite steps and a finite sta
   10^{15}` in float32, and so does a moment that is carried over a sphere.
 * A number that multiplies a group or a leaf counts up to :math:`2^{9e/16}`.
 * A squared norm counts up to :math:`2^{25e/32}`, as a divisor from its inverse on. A
-  group whose squared norm is above :math:`2^{5e/8}`, or falls by :math:`2^{e/2}` in a
-  step, keeps its moments as they are, but for SGD-MRT's momentum in the latter case.
-* A root of a second moment counts from :math:`2^{1-e/2}` on: the squares of smaller
-  numbers vanish. What LAMB and SWATS divide by it counts up to :math:`2^{e/2}`.
+  group whose squared norm is above :math:`2^{5e/8}` keeps its first moment as it is.
+* A root of a second moment, and the norm up to which LAMB counts weights, count from
+  :math:`2^{1-e/2}` on: the squares of smaller numbers vanish. What LAMB and SWATS divide
+  by such a root counts up to :math:`2^{e/2}`.
 * What is stored in a narrower type ends at its largest number.
 * A step counts up to :math:`2^{e - p - 3}`, with :math:`p` the digits of a number,
   :math:`2^{102}` in float32: so a weight cannot leave the range of its type. A step of
@@ -22,7 +22,8 @@ for users.
 
 All of this happens in passes over memory that an update makes anyhow. Two things cost
 much, and are avoided: what is clipped before it is summed over a group becomes an array
-of its own, and a choice between arrays (not between numbers) compiles twice as long.
+of its own, and a choice between arrays (not between numbers) compiles twice as long. So
+does every operation add to the time to compile, on numbers too.
 """
 
 from typing import Any
@@ -77,6 +78,17 @@ def capped(factor: jax.typing.ArrayLike) -> jax.Array:
     return clip(factor, 2.0 ** (exponent_of(factor.dtype) * 9 // 16))
 
 
+def square_floor(square: jax.typing.ArrayLike) -> jax.Array:
+    """A square of which the root is at least :func:`root_floor`.
+
+    Example:
+      >>> bool(jnp.sqrt(square_floor(0.0)) == 2.0**-63)
+      True
+    """
+    square = widen(square)
+    return jnp.maximum(square, 2.0 ** (2 - exponent_of(square.dtype)))
+
+
 def root_floor(root: jax.typing.ArrayLike) -> jax.Array:
     """A denominator, at least the root of the smallest square.
 
@@ -99,6 +111,25 @@ def quotient(x: jax.Array, root: jax.Array) -> jax.Array:
       True
     """
     return clip(x, 2.0 ** (exponent_of(x.dtype) // 2)) / root
+
+
+def either(
+    condition: jax.Array, x: jax.typing.ArrayLike, y: jax.typing.ArrayLike
+) -> jax.Array:
+    """``x`` where a condition holds, else ``y``: an array and a number, or two alike.
+
+    As ``jnp.where``, which costs a call to compile, and that as much as a few loops.
+
+    Example:
+      >>> either(jnp.array([True, False]), jnp.array([3.0, jnp.inf]), 1.0)
+      Array([3., 1.], dtype=float32)
+    """
+    dtype, x, y = jnp.result_type(x, y), jnp.asarray(x), jnp.asarray(y)
+    # Numbers of Python stay of no type of their own.
+    x, y = (z if z.dtype == dtype else z.astype(dtype) for z in (x, y))
+    if x.shape != y.shape:  # and the sharding is kept
+        y = jax.lax.full_like(x, y)
+    return jax.lax.select(condition, x, y)
 
 
 def finite(x: jax.Array) -> jax.Array:

@@ -16,7 +16,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from spherical_optax import geometry
 from spherical_optax._checks import is_traced
-from spherical_optax._limits import bounded, bounded_tree, root_floor, saturated_like
+from spherical_optax._limits import (
+    bounded,
+    bounded_tree,
+    capped,
+    saturated_like,
+    square_floor,
+)
 from spherical_optax.geometry import ChannelAxes, real_dtype, widen, working_dtype
 
 Number = float | jax.Array
@@ -46,7 +52,7 @@ def as_transformation(block: MomentBlock) -> optax.GradientTransformationExtraAr
     def update_fn(updates, state, params=None):
         del params
         moments, rates, state = block.factors(updates, state)
-        steps = jax.tree.map(lambda r, m: r * m, rates, moments)
+        steps = jax.tree.map(lambda r, m: capped(r) * m, rates, moments)
         return cast_tree(steps, updates), state
 
     return optax.with_extra_args_support(
@@ -168,8 +174,10 @@ def adam_rate(
     That is :math:`(m / (1 - b_1^t)) / (\sqrt{v / (1 - b_2^t)} + \epsilon)` with what
     is the same for all weights taken out.
     """
-    root = jnp.sqrt(bias_correction(b2, count))
-    return root / bias_correction(b1, count), root_floor(eps * root)
+    bias2 = bias_correction(b2, count)
+    # Roots and divisions come last: XLA does them once, and not in each loop.
+    rate = jnp.sqrt(bias2) / bias_correction(b1, count)
+    return rate, jnp.sqrt(square_floor(eps * eps * bias2))
 
 
 def in_working_precision(

@@ -17,7 +17,7 @@ from spherical_optax._checks import (
     is_traced,
     needs_params,
 )
-from spherical_optax._limits import capped, finite, in_range
+from spherical_optax._limits import capped, either, finite, in_range
 from spherical_optax._moments import (
     Number,
     cast_tree,
@@ -349,14 +349,15 @@ def _decay_along(
         leaf_gx, leaf_gg, leaf_xx, delta / math.sqrt(max(x.size, 1)), eps
     )
     removed = by_filter | by_layer
-    share = jnp.where(by_filter, ux, leaf_ux)
-    share = jnp.where(removed & jnp.isfinite(share), share, 0.0)
-    square = jnp.square(jnp.sqrt(jnp.where(by_filter, xx, leaf_xx)) + eps)
+    share = either(by_filter, ux, leaf_ux)
+    share = either(removed & jnp.isfinite(share), share, 0.0)
+    square = jnp.square(jnp.sqrt(either(by_filter, xx, leaf_xx)) + eps)
     share = capped(share / geometry.floored(square))
-    return jnp.where(removed, reduced_decay, decay) - share
+    return either(removed, reduced_decay, decay) - share
 
 
 def _orthogonal(gx, gg, xx, cosine: Number, eps: Number) -> jax.Array:
     """Whether ``|cos(g, x)|`` is below a number, norms counting as ``eps`` at least."""
     norms = jnp.maximum(jnp.sqrt(gg), eps) * jnp.maximum(jnp.sqrt(xx), eps)
-    return jnp.abs(gx) * geometry.reciprocal(norms) < cosine
+    # Divided last: XLA does that once, and not in each loop that needs to know.
+    return jnp.abs(gx) / geometry.floored(norms) < cosine

@@ -21,7 +21,7 @@ from spherical_optax._along_moment import (
     transport_and_retract_moment,
 )
 from spherical_optax._checks import check_dtype, check_numbers, needs_params
-from spherical_optax._limits import bounded, capped, in_range
+from spherical_optax._limits import bounded, in_range
 from spherical_optax._moments import (
     MomentBlock,
     Number,
@@ -34,6 +34,7 @@ from spherical_optax._moments import (
     map_leaves,
     momentum_block,
     scale_by_adam,
+    scale_by_momentum,
     zeros_like_groups,
     zeros_like_params,
 )
@@ -127,7 +128,7 @@ def _standardized_adam(
         mu = ema(bounded(g), m, b1)
         nu = ema(geometry.squared_norm(g, channel_axes), v, b2)
         d = geometry.group_size(m.shape, channel_axes) if per_weight else 1
-        rate = capped(math.sqrt(d) * scale / (jnp.sqrt(nu) + floor))
+        rate = math.sqrt(d) * scale / (jnp.sqrt(nu) + floor)
         return mu, rate, *cast_tree((mu, nu), (m, v))
 
     def factors(updates, state):
@@ -473,7 +474,11 @@ def sgdmrt(
     def spherical(axes):
         return rescale_and_transport_moment(decay, moment, scale, axes, eps=0.0)
 
-    sgd = optax.chain(decay, as_transformation(moment), scale)
+    sgd = optax.chain(
+        decay,
+        scale_by_momentum(momentum, dampening, accumulator_dtype=accumulator_dtype),
+        scale,
+    )
     return needs_params(
         "sgdmrt", partition_by_label(spherical, in_range(sgd), labels, channel_axes)
     )

@@ -16,6 +16,7 @@ from spherical_optax._checks import (
 from spherical_optax._limits import (
     bounded,
     capped,
+    either,
     in_range,
     quotient,
     root_floor,
@@ -177,10 +178,11 @@ def scale_by_swats(
         long. The buffer holds SGD's momentum from the step after the switch on.
         """
         count, adam_rate, floor, sgd_factor = rates
-        kept = jnp.where(switch_step == count, 0, b1)
-        sgd = (kept, 1, 1, 0, capped(sgd_factor * sgd_rate), 0, 1)
-        adam = (kept, 1 - b1, b2, 1 - b2, adam_rate, 1, floor)
-        return tuple(jnp.where(switched, a, b) for a, b in zip(sgd, adam, strict=True))
+        kept = either(switch_step == count, 0.0, b1)
+        sgd = (1.0, 1.0, 0.0, capped(sgd_factor * sgd_rate), 0.0, 1.0)
+        adam = (1 - b1, b2, 1 - b2, adam_rate, 1.0, floor)
+        chosen = (either(switched, a, b) for a, b in zip(sgd, adam, strict=True))
+        return kept, *chosen
 
     @jax.jit
     def leaf_step(g, m, v, v_max, switched, switch_step, sgd_rate, rates):
@@ -193,36 +195,38 @@ def scale_by_swats(
         nu_max = jnp.maximum(v_max, nu) if amsgrad else nu
         ahead = mu
         if nesterov:
-            ahead = jnp.where(switched, 1, 0) * bound + jnp.where(switched, b1, 1) * mu
+            look, carry = either(switched, 1.0, 0.0), either(switched, b1, 1.0)
+            ahead = look * bound + carry * mu
         step = quotient(rate * ahead, root_share * jnp.sqrt(nu_max) + floor)
         # Of Adam's step, since nobody asks for them after the switch.
         pp, pg = geometry.squared_norm(step, ()), geometry.dot(step, g, ())
         arrays = cast_tree((step, mu, nu, nu_max), (g, m, v, v))
         return *arrays, pp.reshape(()), pg.reshape(())
 
-    @jax.jit
     def estimate(pp, pg, average, switched, count, bias2):
         """The mean, what it estimates, and whether it is close enough to switch."""
         told = (jnp.abs(pg) > 0) & ~switched
-        gamma = capped(pp / jnp.where(told, pg, 1))
-        average = jnp.where(told, ema(gamma, average, b2), average)
-        close = jnp.abs(average / bias2 - gamma) < threshold
-        return average, average / bias2, told & close & (average > 0) & (count > 1)
+        gamma = capped(pp / either(told, pg, 1.0))
+        average = either(told, ema(gamma, average, b2), average)
+        found = average / bias2
+        close = jnp.abs(found - gamma) < threshold
+        return average, found, told & close & (average > 0) & (count > 1)
 
-    @jax.jit
     def settle(average, found, meets, old_average, switched, switch_step, rate, count):
         """The four numbers of a leaf after a step at which it meets the threshold."""
         return (
             saturated(average, old_average.dtype),
             switched | meets,
-            jnp.where(meets, count, switch_step),
-            jnp.where(meets, found, rate).astype(rate.dtype),
+            either(meets, count, switch_step),
+            either(meets, found, rate).astype(rate.dtype),
         )
 
     @jax.jit
     def follow(pp, pg, average, switched, switch_step, rate, count, bias2):
         found = estimate(pp, pg, average, switched, count, bias2)
         return settle(*found, average, switched, switch_step, rate, count)
+
+    estimated, settled = jax.jit(estimate), jax.jit(settle)
 
     def update_fn(updates, state, params=None):
         del params
@@ -249,14 +253,14 @@ def scale_by_swats(
         if switch == "global" and jax.tree.leaves(pp):
             known = (pp, pg, *numbers[:2])
             averages = jax.tree.map(
-                lambda *leaf: estimate(*leaf, count, bias2)[0], *known
+                lambda *leaf: estimated(*leaf, count, bias2)[0], *known
             )
-            _, found, meets = estimate(*map(_stack, known), count, bias2)
+            _, found, meets = estimated(*map(_stack, known), count, bias2)
             first = jnp.argmax(meets)
             chosen = found[first], meets[first]
             numbers = map_leaves(
                 4,
-                lambda average, *leaf: settle(average, *chosen, *leaf, count),
+                lambda average, *leaf: settled(average, *chosen, *leaf, count),
                 averages,
                 *numbers,
             )

@@ -100,16 +100,16 @@ def rescale_and_transport(
         before = geometry.squared_norm(x1, channel_axes)
         square = geometry.squared_norm(x2, channel_axes)
         denominator = geometry.floored(square + eps)
-        known = within_range(square, before, denominator)
+        known = is_in_range(square)
         along = capped(geometry.dot(x1, x2, channel_axes) / denominator)
-        shrink = before / denominator
+        shrink = capped(before / denominator)
 
         def vector(m):
             away = _told(geometry.dot(m, x2, channel_axes)) / denominator
             carried = along * bounded(m) - capped(away) * widen(x1)
             return bounded(jnp.where(known, carried, m))
 
-        return vector, lambda v: held(jnp.where(known, shrink * held(v), v))
+        return vector, lambda v: held(shrink * held(v))
 
     check_transformation("inner", inner)
     inner = in_range(inner)
@@ -147,7 +147,7 @@ def transport_on_sphere(
         before = geometry.squared_norm(x1, channel_axes)
         after = geometry.squared_norm(y, channel_axes)
         denominator = geometry.floored(jnp.sqrt(before) * jnp.sqrt(after) + eps)
-        known = within_range(after, before, denominator)
+        known = is_in_range(after)
         along = capped(geometry.dot(x1, y, channel_axes) / denominator)
 
         def vector(m):
@@ -287,19 +287,9 @@ def largest_square(dtype: jax.typing.DTypeLike) -> float:
     return 2.0 ** (geometry.exponent_of(dtype) * 5 // 8)
 
 
-def within_range(
-    square: jax.Array, before: jax.Array, denominator: jax.Array
-) -> jax.Array:
-    """Whether the products of a group are sums that its type can hold.
-
-    Args:
-      square: squared norm after the step.
-      before: and before it, which must not be ``2**(e/2)`` times the denominator, with
-        the type's largest exponent ``e``.
-      denominator: of what is carried.
-    """
-    most = 2.0 ** (geometry.exponent_of(square.dtype) // 2)
-    return (square < largest_square(square.dtype)) & (before < most * denominator)
+def is_in_range(square: jax.Array) -> jax.Array:
+    """Whether a group of such a squared norm has products that its type can hold."""
+    return square < largest_square(square.dtype)
 
 
 def _told(product: jax.Array) -> jax.Array:
