@@ -10,8 +10,8 @@ Finite weights, gradients and hyperparameters make finite steps and a finite sta
 * A squared norm counts up to :math:`2^{25e/32}`, as a divisor from its inverse on. A
   group whose squared norm is above :math:`2^{5e/8}` keeps its first moment as it is.
 * A root of a second moment, and the norm up to which LAMB counts weights, count from
-  :math:`2^{1-e/2}` on: the squares of smaller numbers vanish. What LAMB and SWATS divide
-  by such a root counts up to :math:`2^{e/2}`.
+  :math:`2^{1-e/2}` on: the squares of smaller numbers vanish. What LAMB and SWATS
+  divide by such a root counts up to :math:`2^{e/2}`.
 * What is stored in a narrower type ends at its largest number.
 * A step counts up to :math:`2^{e - p - 3}`, with :math:`p` the digits of a number,
   :math:`2^{102}` in float32: so a weight cannot leave the range of its type. A step of
