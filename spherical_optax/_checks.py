@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.core
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from spherical_optax._limits import saturated_like
@@ -19,16 +20,18 @@ def check_numbers(
     non_negative: dict[str, Any] | None = None,
     below_one: dict[str, Any] | None = None,
     up_to_one: dict[str, Any] | None = None,
+    arrays: bool = False,
 ) -> None:
     """Raises a ValueError for the first hyperparameter that is out of its range.
 
     Values are known by the argument's name. Schedules and traced values pass: what
-    they will be is not known yet.
+    they will be is not known yet. With ``arrays`` a value is a number or an array of
+    them, and no schedule.
     """
-    _check(positive, "a number > 0", lambda x: x > 0)
-    _check(non_negative, "a number >= 0", lambda x: x >= 0)
-    _check(below_one, "a number in [0, 1)", lambda x: 0 <= x < 1)
-    _check(up_to_one, "a number in [0, 1]", lambda x: 0 <= x <= 1)
+    _check(positive, "a number > 0", lambda x: x > 0, arrays)
+    _check(non_negative, "a number >= 0", lambda x: x >= 0, arrays)
+    _check(below_one, "a number in [0, 1)", lambda x: 0 <= x < 1, arrays)
+    _check(up_to_one, "a number in [0, 1]", lambda x: 0 <= x <= 1, arrays)
 
 
 def is_traced(value: Any) -> bool:
@@ -105,13 +108,20 @@ def needs_params(
     return optax.GradientTransformationExtraArgs(inner.init, update_fn)
 
 
-def _check(arguments, allowed, in_range) -> None:
+def _check(arguments, allowed, in_range, arrays) -> None:
     for name, value in (arguments or {}).items():
-        if callable(value) or is_traced(value):
+        if is_traced(value) or (callable(value) and not arrays):
             continue
-        try:
-            number = math.nan if isinstance(value, (bool, str)) else float(value)
-        except (TypeError, ValueError):
-            number = math.nan
-        if not (math.isfinite(number) and in_range(number)):
+        numbers = _numbers(value, arrays)
+        if not all(math.isfinite(x) and in_range(x) for x in numbers):
             raise ValueError(f"{name} must be {allowed}, got {value!r}")
+
+
+def _numbers(value: Any, arrays: bool) -> list[float]:
+    """The value as numbers; not a number where it is none."""
+    if isinstance(value, (bool, str)):
+        return [math.nan]
+    try:
+        return np.ravel(np.asarray(value, float)).tolist() if arrays else [float(value)]
+    except (TypeError, ValueError):
+        return [math.nan]

@@ -70,7 +70,7 @@ def equilibrium_rotation(
     Args:
       optimizer: one of the names above. Weight decay is coupled L2, but for
         ``"adamw"``.
-      learning_rate: :math:`\eta`.
+      learning_rate: :math:`\eta`, a number or an array, as all that follow.
       weight_decay: :math:`\lambda`.
       momentum: :math:`\mu` of SGD, without dampening.
       b1: :math:`b_1`, decay rate of Adam's first moment.
@@ -97,6 +97,7 @@ def equilibrium_rotation(
     check_numbers(
         non_negative={"learning_rate": learning_rate, "weight_decay": weight_decay},
         below_one={"momentum": momentum, "b1": b1},
+        arrays=True,
     )
     strength = 2 * (learning_rate * weight_decay)
     if optimizer in MOMENTUM:
@@ -110,7 +111,9 @@ def equilibrium_rotation(
             f"group_size and gradient_norm must be given for {optimizer!r}, whose"
             " rotation depends on them"
         )
-    check_numbers(positive={"group_size": group_size, "gradient_norm": gradient_norm})
+    check_numbers(
+        positive={"group_size": group_size, "gradient_norm": gradient_norm}, arrays=True
+    )
     if optimizer in TRANSPORTED:
         strength = strength * (1 + b1)
     turn = _power(strength * learning_rate * group_size / gradient_norm, 1 / 3)

@@ -14,6 +14,7 @@ from spherical_optax._search import MeasuredLeaf, Search
 from spherical_optax.labels import (
     ChannelAxesTable,
     LabelTree,
+    check_paths,
     checked_table,
     map_with_path,
     paths_of_leaves,
@@ -153,14 +154,15 @@ def detect_invariance(
     Raises:
       ValueError: ``loss_fn`` is no function, or returns no real number, or one that is
         not finite at ``params`` or anywhere near, or not the same when called again;
-        ``channel_axes`` has no label for weights on no sphere.
+        two leaves have one path; ``channel_axes`` has no label for weights on no
+        sphere.
 
     Warns:
       UserWarning: once, naming the leaves that no gradient reaches close to ``params``,
-        those of dead units for instance. Nothing can be said of them; they are labelled
-        ``"euclidean"``. Biases right before a batch normalization, which subtracts
-        them, are among those. A leaf of which some groups are dead is labelled by the
-        others.
+        those of dead units for instance, or none above the noise of rounding. Nothing
+        can be said of them; they are labelled ``"euclidean"``. Biases right before a
+        batch normalization, which subtracts them, are among those. A leaf of which some
+        groups are dead is labelled by the others.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -187,6 +189,7 @@ def detect_invariance(
     check_numbers(positive={"tolerance": tolerance})
     if not callable(loss_fn):
         raise ValueError(f"loss_fn must be a function, got {loss_fn!r}")
+    check_paths(params)
     probe = Probe(loss_fn, params, args)
     paths = paths_of_leaves(params)
     leaves = [
@@ -197,25 +200,38 @@ def detect_invariance(
         probe.evaluate_start()
         Search(probe, leaves, table, tolerance, np.random.default_rng(seed)).run()
     _warn_of_unknown([leaf.path for leaf in leaves if not leaf.known], flat)
-    found = {leaf.path: leaf for leaf in leaves}
-    rows = [_row(path, found.get(path), flat) for path in dict.fromkeys(paths)]
+    found: dict[str, list[MeasuredLeaf]] = {path: [] for path in paths}
+    for leaf in leaves:
+        found[leaf.path].append(leaf)
+    rows = [_row(path, measured, flat) for path, measured in found.items()]
     by_path = {row.path: row.label for row in rows}
     labels = map_with_path(lambda path, _: by_path.get(path, flat), params)
     return (labels, InvarianceTable(rows)) if explain else labels
 
 
-def _row(path: str, leaf: MeasuredLeaf | None, flat: str) -> InvarianceRow:
-    if leaf is None:
-        return InvarianceRow(path, flat, math.nan, math.nan, True)
-    return InvarianceRow(
-        path, leaf.label or flat, leaf.cosine, leaf.loss_change, leaf.known
-    )
+def _row(path: str, leaves: list[MeasuredLeaf], flat: str) -> InvarianceRow:
+    """The row of a path: of one array, or of several in one Flax variable.
+
+    These have one label, so that it has to hold for each of them.
+    """
+    labels = {leaf.label or flat for leaf in leaves}
+    label = labels.pop() if len(labels) == 1 else flat
+    cosine = _worst([leaf.cosine for leaf in leaves])
+    loss_change = _worst([leaf.loss_change for leaf in leaves])
+    known = all(leaf.known for leaf in leaves)
+    return InvarianceRow(path, label, cosine, loss_change, known)
+
+
+def _worst(numbers: list[float]) -> float:
+    """The largest that was measured."""
+    return float(np.fmax.reduce(numbers, initial=math.nan))
 
 
 def _warn_of_unknown(paths: list[str], flat: str) -> None:
     if paths:
         warnings.warn(
-            f"no gradient reaches {', '.join(paths)}: whether they have a scale is"
-            f" unknown, and they are labelled {flat!r}",
+            f"no gradient reaches {', '.join(paths)}: none, or none above the noise of"
+            " rounding. Whether they have a scale is unknown, and they are labelled"
+            f" {flat!r}",
             stacklevel=3,
         )

@@ -77,7 +77,8 @@ def rescale_and_transport(
 
     Raises:
       ValueError: without parameters, for a leaf with too few axes, or for a
-        moment whose shape does not fit its leaf; the message names the leaf.
+        moment whose shape does not fit its leaf; the message names the leaf. Also for
+        a centered second moment, as in ``optax.rmsprop(..., centered=True)``.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -311,7 +312,13 @@ def _carry_moments(
 
     def init_fn(params):
         check_axes(params, channel_axes)
-        return RescaleAndTransportState(inner.init(params))
+        inner_state = inner.init(params)
+        if any(map(_is_variance, jax.tree.leaves(inner_state, is_leaf=_is_variance))):
+            raise ValueError(
+                "inner must not be centered: a variance nu - mu^2 does not follow the"
+                " weights, and would become negative"
+            )
+        return RescaleAndTransportState(inner_state)
 
     def update_fn(updates, state, params=None, **extra_args):
         updates, inner_state = inner.update(
@@ -332,6 +339,11 @@ def _carry_moments(
         return updates, RescaleAndTransportState(carried)
 
     return needs_params(name, optax.GradientTransformationExtraArgs(init_fn, update_fn))
+
+
+def _is_variance(state: Any) -> bool:
+    """Whether second moments of a state are used less the square of the first."""
+    return isinstance(state, optax.ScaleByRStdDevState)
 
 
 def _carry_leaf(path, leaf, moves):

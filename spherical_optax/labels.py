@@ -132,6 +132,21 @@ def paths_of_leaves(tree: Any) -> list[str]:
     return [path_string(path) for path, node in found for _ in jax.tree.leaves(node)]
 
 
+def check_paths(tree: Any) -> None:
+    """Raises a ValueError for two leaves with one path, as a key with a slash makes.
+
+    Example:
+      >>> check_paths({"a": {"b": 1.0}, "a/c": 2.0})
+    """
+    known = set()
+    for path, _ in leaves_with_paths(tree):
+        if path in known:
+            raise ValueError(
+                f"two leaves have the path {path!r}: one would be labelled as the other"
+            )
+        known.add(path)
+
+
 def partition_by_label(
     spherical: Callable[[Sequence[int]], optax.GradientTransformation],
     euclidean: optax.GradientTransformation,
@@ -153,7 +168,8 @@ def partition_by_label(
 
     Raises:
       ValueError: at ``init`` and ``update``, naming the path, for a leaf without a
-        label, a label that is not in ``channel_axes``, or an axis out of range.
+        label, a label that is not in ``channel_axes``, an axis out of range, or two
+        leaves of one path.
     """
     table = checked_table(channel_axes)
     transforms: dict[Hashable, optax.GradientTransformation] = {
@@ -212,7 +228,10 @@ def _resolve(
 ) -> LabelTree:
     """Spreads labels over the leaves of ``tree`` and checks every one."""
     given = label_conv_filters if labels is None else labels
-    by_path = dict(leaves_with_paths(given(tree) if _is_function(given) else given))
+    given = given(tree) if _is_function(given) else given
+    check_paths(tree)
+    check_paths(given)
+    by_path = dict(leaves_with_paths(given))
 
     def label_of(path: str, leaf: Any) -> str:
         prefixes = (path.rsplit("/", n)[0] for n in range(path.count("/") + 1))

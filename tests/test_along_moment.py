@@ -96,3 +96,33 @@ def test_the_state_is_that_of_the_blocks(name):
     (inner,) = at_once(name, (-1,), 1e-8).init(params).inner_states.values()
     want = of_blocks(name, (-1,), 1e-8).init(params)
     assert jax.tree.structure(inner.inner_state) == jax.tree.structure(want)
+
+
+@pytest.mark.parametrize("name", ["adamsrt", "sgdmrt", "adamg"])
+@pytest.mark.parametrize("size", [1.0, 1e-2, 1e-4, 1e-6])
+def test_a_step_that_is_longer_than_the_weights_costs_digits(name, size):
+    """As many as it is longer: old weights are not read, to need no copy of them."""
+    rng = np.random.default_rng(0)
+    x = np.float32(rng.normal(size=(9, 16, 8)) * size / 12)
+    g = np.float32(rng.normal(size=x.shape))
+    with jax.enable_x64(True):
+        exact, _ = moment_after_a_step(name, np.float64(x), np.float64(g))
+    moment, moved = moment_after_a_step(name, x, g)
+    error = np.linalg.norm(moment - exact) / np.linalg.norm(exact)
+    longer = np.linalg.norm(moved) / np.linalg.norm(np.float64(x))
+    assert error < 2.0**-21 * max(longer, 1.0)
+
+
+def moment_after_a_step(name, x, g):
+    """The moment that is stored, and the weights before they return to a sphere."""
+    options = {"labels": "filter"}
+    optimizer = getattr(so, name)(1e-2, **options)
+    step, state = optimizer.update(jnp.asarray(g), optimizer.init(x), jnp.asarray(x))
+    (moment,) = [
+        leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+        if getattr(path[-1], "name", "") == VECTORS[name] and leaf.ndim == 3
+    ]
+    if name == "adamg":  # an angle of 0.01 on the unit sphere
+        step = 1e-2 * g / np.linalg.norm(g, axis=(0, 1), keepdims=True)
+    return np.float64(moment), np.float64(x) + np.float64(step)

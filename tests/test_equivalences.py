@@ -354,9 +354,24 @@ def test_corrected_decay_keeps_the_norm_while_the_learning_rate_falls():
             {"optimizer": "adam", "group_size": 0, "gradient_norm": 1.0},
             "^group_size must be",
         ),
+        ({"learning_rate": np.array([0.1, -0.1])}, "^learning_rate must be"),
+        ({"learning_rate": optax.constant_schedule(0.1)}, "^learning_rate must be"),
     ],
 )
 def test_predictions_that_cannot_be_made(changes, match):
     arguments = {"optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 0.1}
     with pytest.raises(ValueError, match=match):
         so.equilibrium_rotation(**{**arguments, **changes})
+
+
+@pytest.mark.parametrize("make", [np.array, jnp.array])
+def test_predictions_of_arrays(make):
+    """One for each group: their gradients differ."""
+    known = {"weight_decay": 1e-2, "group_size": 18}
+    each = [
+        so.equilibrium_rotation("adam", rate, gradient_norm=norm, **known)
+        for rate, norm in ((0.1, 1.0), (0.2, 3.0))
+    ]
+    rates, norms = make([0.1, 0.2]), make([1.0, 3.0])
+    found = so.equilibrium_rotation("adam", rates, gradient_norm=norms, **known)
+    np.testing.assert_allclose(found, each, rtol=1e-6)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from flax.core import FrozenDict
 from normalized_models import (
     MODELS,
@@ -307,3 +308,24 @@ def test_queries_and_keys(label):
     table = {**so.CHANNEL_AXES, "head": (1,)} if label == "head" else None
     labels = so.detect_invariance(attention, params, vectors(), channel_axes=table)
     assert labels == {"q": label, "k": label, "v": E, "o": E}
+
+
+def test_two_leaves_of_one_path_are_an_error():
+    params = {"a": {"b": jnp.ones(3)}, "a/b": jnp.ones(3)}
+    with pytest.raises(ValueError, match="'a/b'"):
+        so.detect_invariance(lambda p: jnp.sum(p["a/b"] * p["a"]["b"]), params)
+
+
+@pytest.mark.parametrize("names", [("k", "z_head"), ("k", "a_head")])
+def test_arrays_of_one_variable_have_a_label_that_holds_for_all(names):
+    k, kh = names
+    values = start({k: (12, 16), kh: (16, 4)})
+    params = {"p": nnx.Param(values)}
+
+    def loss(params, x):
+        p = params["p"].get_value()
+        return head(relu(batch_norm(x @ p[k])), p[kh])
+
+    labels, table = so.detect_invariance(loss, params, vectors(), explain=True)
+    assert labels == {"p": E}
+    assert [row.label for row in table] == [E]

@@ -349,3 +349,18 @@ def test_projection_names_the_leaf_that_has_no_such_axis(factory):
     optimizer.init({"conv": KERNEL, "bias": VECTOR})
     with pytest.raises(ValueError, match=r"'head/dense'.*2"):
         optimizer.init({"conv": KERNEL, "head": {"dense": MATRIX}})
+
+
+TWICE = {"a": {"b": jnp.ones((3, 4))}, "a/b": jnp.ones((3, 4))}
+
+
+@pytest.mark.parametrize(
+    "labels", [so.label_by_path({}), {"a": {"b": "filter"}, "a/b": "euclidean"}]
+)
+def test_two_leaves_of_one_path_are_an_error(labels):
+    """One would have the other's label."""
+    for name in ("adams", "monitor_sphere"):
+        factory = getattr(so, name)
+        first = optax.sgd(0.1) if name == "monitor_sphere" else 0.1
+        with pytest.raises(ValueError, match="'a/b'"):
+            factory(first, labels=labels).init(TWICE)

@@ -299,3 +299,17 @@ def test_adamsrt_is_what_its_parts_make():
     actual, _ = follow_slowly(own, params, gradients)
     expected, _ = follow_slowly(whole, params, gradients)
     assert_same_trajectory(actual, expected, tolerance=1e-12)
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        optax.rmsprop(0.1, centered=True),
+        optax.chain(optax.scale_by_stddev(), optax.scale(-0.1)),
+    ],
+    ids=["rmsprop", "chain"],
+)
+def test_a_variance_is_no_second_moment(inner):
+    """Carried apart, nu and mu would make nu - mu^2 negative, and weights NaN."""
+    with pytest.raises(ValueError, match=r"^inner .*centered"):
+        so.rescale_and_transport(inner, (-1,)).init(random_tree(1))
