@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from spherical_optax._limits import saturated_like
+from spherical_optax.labels import leaves_with_paths
 
 
 def check_numbers(
@@ -90,22 +91,44 @@ def check_dtype(name: str, dtype: Any) -> jnp.dtype | None:
 def needs_params(
     name: str, transformation: optax.GradientTransformation
 ) -> optax.GradientTransformationExtraArgs:
-    """Wraps an optimizer so that a call without parameters names the optimizer.
+    """Wraps an optimizer so that what it cannot use is an error that names it.
 
-    Updates leave in the type of the gradients that came in, whatever the types of
-    hyperparameters and accumulators.
+    That is a call without parameters, and weights that are no floating point or complex
+    numbers. Updates leave in the type of the gradients that came in, or in that of the
+    weights where it holds more, whatever the types of hyperparameters and accumulators.
     """
     inner = optax.with_extra_args_support(transformation)
+
+    def init_fn(params):
+        params = jax.tree.map(_as_array, params)
+        for path, leaf in leaves_with_paths(params):
+            if leaf is not None and not jnp.issubdtype(leaf.dtype, jnp.inexact):
+                raise ValueError(
+                    f"{name}: the leaf {path!r} must be of floating point or complex"
+                    f" numbers, got {leaf.dtype}; optax.masked leaves others out"
+                )
+        return inner.init(params)
+
+    def as_wide(g, x):
+        g, dtype = _as_array(g), jnp.result_type(x)
+        return g.astype(dtype) if jnp.promote_types(g.dtype, dtype) == dtype else g
 
     def update_fn(updates, state, params=None, **extra_args):
         if params is None:
             raise ValueError(
                 f"{name} needs the parameters: call update(updates, state, params)"
             )
+        params = jax.tree.map(_as_array, params)
+        updates = jax.tree.map(as_wide, updates, params)
         new_updates, state = inner.update(updates, state, params, **extra_args)
         return saturated_like(new_updates, updates), state
 
-    return optax.GradientTransformationExtraArgs(inner.init, update_fn)
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _as_array(x: Any) -> Any:
+    """A number of Python as an array; arrays, and what stands for one, as they are."""
+    return x if hasattr(x, "dtype") else jnp.asarray(x, jnp.result_type(x))
 
 
 def _check(arguments, allowed, in_range, arrays) -> None:

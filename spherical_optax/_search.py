@@ -21,6 +21,12 @@ AMPLIFIED_TO, AMPLIFIED = 0.3, 1e3
 # Powers of two: weights are scaled without rounding, and where the scale does not
 # matter, everything after them is rounded alike.
 FACTORS = (0.5, 2.0, 4.0)
+# Weights so much larger leave the epsilon of a normalization next to no part. In a deep
+# network what is left of it at the start can flip units, and so turn gradients.
+ENLARGED = 32.0
+# An epsilon fades with the square of that; a bias or a shortcut, added to what has
+# become larger, with that itself. Between both, and what part of the tolerance is 0.
+FADED, VANISHED = 1 / 150, 1e-3
 # Gradients are inversely proportional to the scale, up to so much of their length.
 DISAGREEMENT = 0.25
 # Programs whose numbers are spaced wider than this next to 1 have noisy gradients.
@@ -155,7 +161,7 @@ class Search:
             for label in leaf.candidates:
                 axes = _group_axes(leaf.shape, self.table[label])
                 lengths = _lengths(g, axes) * _lengths(x, axes)
-                radial = np.abs(np.sum(np.real(g * x), axes))
+                radial = _radial(g, x, axes)
                 with np.errstate(divide="ignore", invalid="ignore"):
                     found[label] = np.where(lengths > least, radial / lengths, np.nan)
         return cosines
@@ -189,13 +195,18 @@ class Search:
 
     def _confirm(self, leaves: list[MeasuredLeaf]) -> None:
         """Scales the groups of all leaves at once; halves the list where it matters."""
-        changes = [self._change_of_loss(base, leaves) for base in self.bases]
         for leaf in leaves:
-            leaf.loss_change = max(relative for relative, _ in changes)
-        if all(stays for _, stays in changes):
+            leaf.loss_change = 0.0
+        for enlarge in (False, True):
+            changes = [self._change_of_loss(x, leaves, enlarge) for x in self.bases]
             for leaf in leaves:
-                leaf.label, leaf.cosine = leaf.passed[0]
-        elif len(leaves) > 1:
+                relative = max(relative for relative, _ in changes)
+                leaf.loss_change = max(leaf.loss_change, relative)
+            if all(stays for _, stays in changes):
+                for leaf in leaves:
+                    leaf.label, leaf.cosine = leaf.passed[0]
+                return
+        if len(leaves) > 1:
             half = len(leaves) // 2
             self._confirm(leaves[:half])
             self._confirm(leaves[half:])
@@ -203,39 +214,70 @@ class Search:
             del leaves[0].passed[0]
 
     def _change_of_loss(
-        self, base: Evaluation, leaves: list[MeasuredLeaf]
+        self, base: Evaluation, leaves: list[MeasuredLeaf], enlarge: bool
     ) -> tuple[float, bool]:
         """The relative change of the loss, and whether all is as it has to be.
 
         The change is small next to what a turn of the same groups, by an angle of order
         1, would make, as estimated from the gradient; and gradients are inversely
-        proportional to the scale.
+        proportional to the scale. With ``enlarge`` the same is asked of larger weights,
+        which have to matter as much as at the base, and to have next to no scale left.
         """
         chosen = [i for i, leaf in enumerate(self.leaves) if leaf in leaves]
-        point: Points = list(base.point)
+        start = base
+        if enlarge:
+            start = self._scaled(base, dict.fromkeys(chosen, np.asarray(ENLARGED)))
+            if not all(self._vanishes(self.leaves[i], base, start, i) for i in chosen):
+                return 0.0, False
         factors, turns = {}, []
         for i in chosen:
             axes = self.table[self.leaves[i].passed[0][0]] or ()
             groups = geometry.group_shape(self.leaves[i].shape, axes)
             drawn = self.rng.choice(FACTORS, groups)
             factors[i] = drawn if np.any(drawn > 1) else 1 / drawn
-            point[i] = (point[i] * factors[i]).astype(point[i].dtype)
             inside = geometry.group_axes(len(groups), axes)
-            lengths = _lengths(base.gradients[i], inside) * _lengths(
-                base.point[i], inside
+            lengths = _lengths(start.gradients[i], inside) * _lengths(
+                start.point[i], inside
             )
             size = geometry.group_size(self.leaves[i].shape, axes)
             turns.append(_length(lengths) / math.sqrt(size))
-        there = self.probe(point)
-        change = abs(there.loss - base.loss)
+        there = self._scaled(start, factors)
+        change = abs(there.loss - start.loss)
         turn = max(min(turns), 1e-3 * max(turns))
-        rounding = max(4e-6, self.probe.precision) * abs(base.loss)
+        rounding = max(4e-6, self.probe.precision) * abs(start.loss)
         stays = change <= 2 * self.tolerance * turn + rounding and all(
-            _agree(factors[i] * wide(there.gradients[i]), wide(base.gradients[i]))
+            _agree(factors[i] * wide(there.gradients[i]), wide(start.gradients[i]))
             and self._fades(self.leaves[i], base, there, i, factors[i])
             for i in chosen
         )
         return change / abs(base.loss) if base.loss else change, bool(stays)
+
+    def _vanishes(
+        self, leaf: MeasuredLeaf, base: Evaluation, larger: Evaluation, i: int
+    ) -> bool:
+        """Whether gradients are as long for larger weights, and have no radial part.
+
+        That is, one that is negligible, or smaller by as much as an epsilon makes it.
+        """
+        axes = _group_axes(leaf.shape, self.table[leaf.passed[0][0]])
+        (g, x), (g_there, x_there) = _pair(base, i), _pair(larger, i)
+        if not _alike(_strength(g, x), _strength(g_there, x_there)):
+            return False
+        before, after = (
+            np.sum(_radial(g, x, axes)),
+            np.sum(_radial(g_there, x_there, axes)),
+        )
+        lengths = _lengths(g, axes) * _lengths(x, axes)
+        size = math.prod(leaf.shape) / lengths.size
+        negligible = VANISHED * self.tolerance / math.sqrt(size) * np.sum(lengths)
+        return after <= max(FADED * before, negligible)
+
+    def _scaled(self, base: Evaluation, factors: dict[int, np.ndarray]) -> Evaluation:
+        """The loss where the groups of some leaves are scaled."""
+        point: Points = list(base.point)
+        for i, factor in factors.items():
+            point[i] = (point[i] * factor).astype(point[i].dtype)
+        return self.probe(point)
 
     def _fades(
         self,
@@ -255,20 +297,24 @@ class Search:
         size = math.prod(leaf.shape) / factors.size
         if worst <= self._allowed(leaf, FADING * self.tolerance) / math.sqrt(size):
             return True
-        before, after = (
-            np.abs(np.sum(np.real(wide(e.gradients[i]) * wide(e.point[i])), axes))
-            for e in (base, there)
-        )
+        before, after = (_radial(*_pair(e, i), axes) for e in (base, there))
         larger = np.squeeze(factors, axes) > 1
         return float(np.sum(after[larger])) <= 0.5 * float(np.sum(before[larger]))
 
 
 def _pairs(evaluation: Evaluation) -> list[tuple[np.ndarray, np.ndarray]]:
     """Gradient and weights of every leaf."""
-    return [
-        (wide(g), wide(x))
-        for g, x in zip(evaluation.gradients, evaluation.point, strict=True)
-    ]
+    return [_pair(evaluation, i) for i in range(len(evaluation.point))]
+
+
+def _pair(evaluation: Evaluation, i: int) -> tuple[np.ndarray, np.ndarray]:
+    """Gradient and weights of one leaf."""
+    return wide(evaluation.gradients[i]), wide(evaluation.point[i])
+
+
+def _radial(g: np.ndarray, x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    """The absolute value of <g, x>, group by group."""
+    return np.abs(np.sum(np.real(g * x), axes))
 
 
 def _strength(g: np.ndarray, x: np.ndarray) -> float:
@@ -293,6 +339,11 @@ def _agree(g: np.ndarray, expected: np.ndarray) -> bool:
     usual = np.sqrt(np.mean(lengths(expected) ** 2))
     allowed = DISAGREEMENT * lengths(expected) + DISAGREEMENT / 5 * usual
     return bool(np.all(lengths(g - expected) <= allowed))
+
+
+def _alike(first: float, second: float) -> bool:
+    """Whether two lengths are the same up to a factor of 4."""
+    return first <= 4 * second and second <= 4 * first
 
 
 def _candidates(shape: tuple[int, ...], table: ChannelAxesTable) -> list[str]:

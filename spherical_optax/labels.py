@@ -70,7 +70,8 @@ def label_by_path(
       A function from a parameter tree to a label tree.
 
     Raises:
-      ValueError: an expression does not compile.
+      ValueError: there is no mapping from expressions to labels, or one does not
+        compile.
 
     Example:
       >>> import jax.numpy as jnp
@@ -79,11 +80,15 @@ def label_by_path(
       ...        "head": {"kernel": jnp.ones((8, 2))}})
       {'conv1': {'bias': 'euclidean', 'kernel': 'filter'}, 'head': {'kernel': 'layer'}}
     """
+    if not isinstance(rules, Mapping):
+        raise ValueError(
+            f"rules must be a mapping from expression to label, got {rules!r}"
+        )
     compiled = []
     for expression, label in rules.items():
         try:
             compiled.append((re.compile(expression), label))
-        except re.error as error:
+        except (re.error, TypeError) as error:
             raise ValueError(
                 f"rules: {expression!r} is no regular expression: {error}"
             ) from None
@@ -271,8 +276,9 @@ def _check_leaf_axes(path: str, ndim: int, channel_axes: Sequence[int]) -> None:
 def map_with_path(function: Callable[[str, Any], str], tree: Any) -> LabelTree:
     """Maps (path, leaf) over a tree whose Flax variables count as leaves.
 
-    A variable of NNX is a node with one child, `value`, until it is made pure. So
-    that a path is the same before and after, the variable itself is the leaf.
+    A variable of NNX is a node with one child, `value`, until it is made pure, and so
+    is a box of Linen, with the names of axes, until it is taken off. So that a path is
+    the same before and after, the variable itself is the leaf.
     """
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: function(path_string(path), _unwrap(leaf)),
@@ -282,10 +288,15 @@ def map_with_path(function: Callable[[str, Any], str], tree: Any) -> LabelTree:
 
 
 def _is_variable(node: Any) -> bool:
-    """Whether the node is a variable of Flax NNX (which is never imported here)."""
+    """Whether the node is a variable of Flax NNX, or a box of Flax Linen.
+
+    Flax is never imported here.
+    """
+    kinds = [(kind.__module__, kind.__name__) for kind in type(node).__mro__]
     return any(
-        kind.__name__ == "Variable" and kind.__module__.startswith("flax.nnx")
-        for kind in type(node).__mro__
+        module.startswith(package) and name == kind
+        for module, name in kinds
+        for package, kind in (("flax.nnx", "Variable"), ("flax.core", "AxisMetadata"))
     )
 
 

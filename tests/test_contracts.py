@@ -147,6 +147,46 @@ def test_mixed_types_in_one_tree(case, x64):
             assert np.max(np.abs(off)) <= tolerance.get(dtype, 1e-12) * largest, dtype
 
 
+needing_params = pytest.mark.parametrize(
+    "case", [case for case in cases.CASES if case.needs_params], ids=cases.case_id
+)
+
+
+@needing_params
+def test_gradients_of_a_narrower_type(case):
+    """As after a sum over devices in 16 bits: steps are those of the weights' type."""
+    optimizer, params = case.make(), cases.make_tree(case)
+    narrow = optax.tree.cast(cases.make_tree(case, 1), "bfloat16")
+    results = [
+        optimizer.update(grads, optimizer.init(params), params)
+        for grads in (narrow, optax.tree.cast(narrow, "float32"))
+    ]
+    chex.assert_trees_all_equal_shapes_and_dtypes(results[0][0], params)
+    chex.assert_trees_all_equal(*results)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [c for c in cases.OPTIMIZERS if c.needs_params and "labels" not in c.kwargs],
+    ids=cases.case_id,
+)
+def test_numbers_of_python(case):
+    optimizer, numbers = case.make(), {"a": 1.5, "b": -2.0}
+    arrays = jax.tree.map(jnp.float32, numbers)
+    results = [
+        optimizer.update(tree, optimizer.init(tree), tree) for tree in (numbers, arrays)
+    ]
+    chex.assert_trees_all_equal(*results)
+    chex.assert_trees_all_equal_shapes_and_dtypes(*results)
+
+
+@needing_params
+def test_weights_that_are_no_floating_point_numbers(case):
+    params = {"net": {"steps": jnp.arange(3), "conv": jnp.ones((3, 3, 2, 4))}}
+    with pytest.raises(ValueError, match=rf"^{case.name}: .*'net/steps'.*int32"):
+        case.make().init(params)
+
+
 @pytest.mark.parametrize(
     ("weight", "slope"), [(50, 300), (1, 1e-3)], ids=["large", "small"]
 )

@@ -91,6 +91,16 @@ def as_linen(optimizer):
     return params, state, params
 
 
+def as_linen_boxes(optimizer):
+    """Parameters in boxes that name their axes, as for sharding."""
+    boxes = linen.with_partitioning(linen.initializers.zeros, (None, "model"))
+    model = linen.Dense(3, kernel_init=boxes, name="head")
+    box = model.init(jax.random.key(0), jnp.ones((1, 4)))["params"]["kernel"]
+    params = jax.tree.map(box.replace_boxed, nested(start()))
+    params, state = descend(optimizer, params)
+    return linen.meta.unbox(params), state, params
+
+
 class NnxModel(nnx.Module):
     def __init__(self):
         self.conv = nnx.Conv(2, 4, (3, 3), rngs=nnx.Rngs(0))
@@ -153,6 +163,7 @@ def as_equinox(optimizer):
 FRAMEWORKS = {
     "tuple": as_tuple,
     "linen": as_linen,
+    "linen-boxes": as_linen_boxes,
     "nnx-optimizer": as_nnx_optimizer,
     "nnx-state": as_nnx_state,
     "nnx-pure": as_nnx_pure,

@@ -19,6 +19,7 @@ from normalized_models import (
     conv,
     head,
     images,
+    layer_norm,
     normalize,
     relu,
     rms_norm,
@@ -237,6 +238,42 @@ def test_the_epsilon_of_a_normalization(epsilon, scale, label):
         loss, start({"k": (12, 16), "kh": (16, 4)}), scale * vectors()
     )
     assert labels == {"k": label, "kh": E}
+
+
+@pytest.mark.parametrize("epsilon", [1e-5, 1e-3])
+def test_deep_networks_without_shortcuts(epsilon):
+    """What epsilon changes flips units further up, and so turns gradients."""
+    names = [f"k{i:02}" for i in range(25)]
+
+    def loss(params, x):
+        for name in names:
+            x = relu(normalize(x @ params[name], 0, epsilon))
+        return head(x, params["out"])
+
+    shapes = {"k00": (12, 16), **dict.fromkeys(names[1:], (16, 16)), "out": (16, 4)}
+    labels = so.detect_invariance(loss, start(shapes), vectors())
+    assert labels == {**dict.fromkeys(names, F), "out": E}
+
+
+@pytest.mark.parametrize(
+    ("activation", "depth", "scale", "seed"),
+    [(jnp.tanh, 4, 10, 2), (relu, 2, 30, 0), (relu, 2, 100, 0)],
+)
+def test_biases_next_to_large_weights_before_a_norm(activation, depth, scale, seed):
+    """They vanish next to larger ones, as an epsilon does, and yet are a scale."""
+    names = [f"k{i}" for i in range(depth)]
+
+    def loss(params, x):
+        for name in names:
+            x = activation(layer_norm(x @ params[name] + params[f"b{name}"]))
+        return head(x, params["out"])
+
+    shapes = {"k0": (12, 16), **dict.fromkeys(names[1:], (16, 16)), "out": (16, 4)}
+    shapes |= {f"b{name}": (16,) for name in names}
+    params = start(shapes, seed)
+    params |= {name: scale * params[name] for name in names}
+    labels = so.detect_invariance(loss, params, vectors(), seed=seed)
+    assert set(labels.values()) == {E}
 
 
 def test_standardized_weights_of_many_inputs():

@@ -72,6 +72,12 @@ def test_first_match_wins():
     assert second(params) == {"conv": {"kernel": "layer"}}
 
 
+@pytest.mark.parametrize("rules", ["conv", [("conv", "filter")], {3: "filter"}])
+def test_rules_that_are_none(rules):
+    with pytest.raises(ValueError, match=r"^rules"):
+        so.label_by_path(rules)
+
+
 def test_default_label():
     label = so.label_by_path({r"head/.*": "euclidean"}, default="filter")
     assert label({"head": {"w": MATRIX}, "conv": KERNEL}) == {
