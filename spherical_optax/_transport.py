@@ -4,12 +4,14 @@ Each is a transformation usable in any :func:`optax.chain`, for leaves that shar
 their channel axes (see :mod:`spherical_optax.geometry`).
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import GetAttrKey
 
 from spherical_optax import geometry
 from spherical_optax._checks import (
@@ -78,7 +80,8 @@ def rescale_and_transport(
     Raises:
       ValueError: without parameters, for a leaf with too few axes, or for a
         moment whose shape does not fit its leaf; the message names the leaf. Also for
-        a centered second moment, as in ``optax.rmsprop(..., centered=True)``.
+        moments that belong to no leaf, as under ``optax.flatten``, and for a centered
+        second moment, as in ``optax.rmsprop(..., centered=True)``.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -351,8 +354,8 @@ def _carry_leaf(path, leaf, moves):
 
     The path of a moment is the field's name followed by the path of a parameter.
     """
-    for depth, key in enumerate(path):
-        name = key.name if isinstance(key, jax.tree_util.GetAttrKey) else None
+    names = [key.name if isinstance(key, GetAttrKey) else None for key in path]
+    for depth, name in enumerate(names):
         if name in VECTORS + SECOND_MOMENTS and path[depth + 1 :] in moves:
             shape, vector, second_moment = moves[path[depth + 1 :]]
             leaf_ = widen(leaf)
@@ -365,4 +368,12 @@ def _carry_leaf(path, leaf, moves):
                     f" {leaf.shape}, which does not fit the parameter's {shape}"
                 )
             return saturated(carried, leaf.dtype)
+    slices = itertools.combinations(range(len(path) + 1), 2)
+    if not any(path[start:end] in moves for start, end in slices):
+        for name in names:
+            if name in VECTORS + SECOND_MOMENTS:
+                raise ValueError(
+                    f"inner must keep its moments leaf by leaf: {name!r} is of no leaf"
+                    " of the parameters, as under optax.flatten"
+                )
     return leaf

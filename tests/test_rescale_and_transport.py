@@ -1,5 +1,6 @@
 """Moments of Optax's own optimizers carried over spheres, against plain loops."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -313,3 +314,22 @@ def test_a_variance_is_no_second_moment(inner):
     """Carried apart, nu and mu would make nu - mu^2 negative, and weights NaN."""
     with pytest.raises(ValueError, match=r"^inner .*centered"):
         so.rescale_and_transport(inner, (-1,)).init(random_tree(1))
+
+
+def test_moments_of_no_leaf_are_an_error():
+    """They would not follow the weights, and nobody would know."""
+    params = random_tree(1)
+    optimizer = so.rescale_and_transport(optax.flatten(optax.adam(0.1)), (-1,))
+    with pytest.raises(ValueError, match=r"^inner .*'mu'.*flatten"):
+        optimizer.update(params, optimizer.init(params), params)
+
+
+def test_what_only_has_the_name_of_a_moment_is_left_alone():
+    """SM3 keeps what it has seen along each axis of a leaf as "mu"."""
+    params, inner = random_tree(1), optax.sm3(0.1)
+    optimizer = so.rescale_and_transport(inner, (-1,))
+    _, state = optimizer.update(params, optimizer.init(params), params)
+    _, expected = inner.update(params, inner.init(params), params)
+    chex.assert_trees_all_equal(
+        optax.tree.get(state, "mu"), optax.tree.get(expected, "mu")
+    )
