@@ -41,12 +41,19 @@ def write_run(folder, config, lines, status="finished", message=None, **record):
         "machine": {"system": "Linux", "cpus": 2, "devices": ["cpu"]},
         **record,
     }
-    (folder / "config.json").write_text(json.dumps(record))
+    _write(folder / "config.json", json.dumps(record))
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    (folder / "metrics.jsonl").write_text(text)
+    _write(folder / "metrics.jsonl", text)
     if status:
         summary = {"status": status, "message": message, "epochs": len(lines)}
-        (folder / "summary.json").write_text(json.dumps(summary))
+        _write(folder / "summary.json", json.dumps(summary))
+
+
+def _write(path, text):
+    """All of a file or nothing: a signal may come at any time."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    part.replace(path)
 
 
 def config_of(optimizer="adam", seed=0, *, epochs=3, **options):
