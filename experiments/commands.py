@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from experiments import errors
 from experiments.progress import say
+from experiments.starting import catching_ctrl_c
 
 
 def run_command(act: Callable[[], int], *, interrupted: str = "interrupted") -> int:
@@ -15,7 +16,8 @@ def run_command(act: Callable[[], int], *, interrupted: str = "interrupted") -> 
       interrupted: what Ctrl-C prints there.
     """
     try:
-        return act()
+        with catching_ctrl_c():
+            return act()
     except errors.UsageError as error:
         say(f"error: {error}", stderr=True)
         return errors.EXIT_USAGE

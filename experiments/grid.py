@@ -15,6 +15,10 @@ from experiments.protocols import read_table
 from experiments.results import UnreadableRunError, read_run
 from experiments.runs import CONFIG
 
+DECIDED = ("--seed", "--optimizer", "--overwrite", "--resume", "--config")
+"""Options of a run that a grid decides."""
+_SHARED = ("--dataset", "--model", "--protocol", "--seeds", "--out", "--time-limit")
+"""And those that are the same for all of its runs."""
 NEW, DAMAGED = "new", "damaged"
 STOPPED = (
     errors.EXIT_TERMINATED,
@@ -185,4 +189,9 @@ def _optimizer_args(text: str) -> list[str]:
     if not all("=" in option for option in options):
         raise UsageError(f"--optimizers: NAME:OPTION=VALUE..., got {text!r}")
     pairs = [option.split("=", 1) for option in options]
+    for option, _ in pairs:
+        if flag(option) in (*DECIDED, *_SHARED):
+            raise UsageError(
+                f"--optimizers {text}: {flag(option)}: the grid decides it"
+            )
     return [f"--optimizer={name}", *(f"{flag(n)}={value}" for n, value in pairs)]

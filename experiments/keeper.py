@@ -11,6 +11,14 @@ from experiments.errors import UsageError
 from experiments.optimizers import flag
 from experiments.periods import parse_period
 from experiments.progress import say
+from experiments.results import (
+    FINISHED,
+    NOT_FINITE,
+    Run,
+    UnreadableRunError,
+    check_record,
+    read_run,
+)
 from experiments.runs import CHECKPOINTS, CONFIG, RunFolder
 from experiments.stopping import StopRequest
 from experiments.trainer import Trainer
@@ -147,15 +155,26 @@ def check_same_run(
         )
 
 
-def how_it_ended(folder: RunFolder, config: Config) -> dict[str, Any] | None:
-    """The summary of a run that needs no resuming; None for one that can go on.
+def how_it_ended(folder: RunFolder, config: Config) -> Run | None:
+    """A run that needs no resuming; None for one that can go on.
+
+    One that ended and is damaged can do so too, from its last checkpoint.
 
     Raises:
-      UsageError: the run in the folder is another one.
+      UsageError: the run in the folder is another one, or damaged without a checkpoint.
     """
     record = folder.read_config()
     if record is None:
         return None
-    check_same_run(to_json(config), record["config"], str(folder.path / CONFIG))
-    summary = folder.read_summary()
-    return summary if summary.get("status") in ("finished", "not finite") else None
+    try:
+        check_record(record)
+        check_same_run(to_json(config), record["config"], str(folder.path / CONFIG))
+        if folder.read_summary().get("status") not in (FINISHED, NOT_FINITE):
+            return None
+        return read_run(folder.path)
+    except UnreadableRunError as error:
+        damaged = f"{folder.path}: damaged: {error}"
+    if not any(path.name.isdigit() for path in (folder.path / CHECKPOINTS).glob("*")):
+        raise UsageError(f"{damaged}; --overwrite begins the run anew")
+    say(f"warning: {damaged}; goes on from its last checkpoint", stderr=True)
+    return None

@@ -1,6 +1,7 @@
 """Orbax as checkpoints need it: silent, and with one process or several."""
 
 import logging
+import os
 import re
 import sys
 import tempfile
@@ -149,5 +150,5 @@ def reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = str(error) or type(error).__name__
-    system = re.search(r"([^:\n]+) \[os_error_code", text)
-    return system[1].strip() if system else text.splitlines()[0]
+    system = re.search(r"\[os_error_code='(\d+)'\]", text)
+    return os.strerror(int(system[1])) if system else text.splitlines()[0]

@@ -7,13 +7,17 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from experiments import starting  # noqa: F401 - the output may go away
 from experiments.steps import Means
 
 
 def say(line: str, *, stderr: bool = False) -> None:
     """Prints a line as it is."""
-    console = Console(stderr=stderr)
-    console.print(line, highlight=False, soft_wrap=True, markup=False)
+    _print_as_it_is(Console(stderr=stderr), line)
+
+
+def _print_as_it_is(console: Console, line: str) -> None:
+    console.print(line, soft_wrap=True, markup=False, emoji=False, highlight=False)
 
 
 class ProgressDisplay:
@@ -63,14 +67,12 @@ class ProgressDisplay:
     def epoch(self, metrics: Mapping[str, Any]) -> None:
         """Prints the line of an epoch."""
         width = len(str(self._epochs))
-        self._console.print(
+        line = (
             f"epoch {metrics['epoch']:{width}d}/{self._epochs}"
             f"  train loss {metrics['train_loss']:.4f}"
             f"  accuracy {metrics['train_accuracy']:.2%}"
             f"  test loss {metrics['test_loss']:.4f}"
             f"  accuracy {metrics['test_accuracy']:.2%}"
-            f"  {metrics['timing']['images_per_second']:,.0f} images/s",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
+            f"  {metrics['timing']['images_per_second']:,.0f} images/s"
         )
+        _print_as_it_is(self._console, line)

@@ -34,6 +34,7 @@ from experiments.data import dataset_label
 from experiments.errors import UsageError
 from experiments.grid import (
     DAMAGED,
+    DECIDED,
     NEW,
     STOPPED,
     Job,
@@ -50,10 +51,9 @@ from experiments.results import (
     NOT_FINITE,
     read_commands,
 )
+from experiments.runs import CONFIG
 from experiments.values import make_folder, parse_limit, parse_seeds
 
-_OURS = ("--seed", "--optimizer", "--overwrite", "--resume", "--config")
-"""Options of a run that the grid decides."""
 _WORTH_STARTING = 10.0  # seconds; with less left no run is begun
 
 
@@ -155,6 +155,8 @@ def reproduce(options: Options, rest: Sequence[str]) -> int:
     out = options.out or Path("runs") / "-".join(
         (dataset_label(options.dataset), options.model)
     )
+    if (out / CONFIG).exists():
+        raise UsageError(f"--out {out}: is the folder of a run; choose another")
     jobs = plan_runs(options, rest, out)
     _say(f"{len(jobs)} runs in {out}: {_counts(jobs)}")
     with Signals() as signals:
@@ -182,7 +184,7 @@ def plan_runs(options: Options, rest: Sequence[str], out: Path) -> list[Job]:
     """
     for argument in rest:
         name = argument.split("=")[0].replace("_", "-")
-        if name in _OURS:
+        if name in DECIDED:
             raise UsageError(f"{name}: the grid decides it; see --optimizers, --seeds")
     dataset, model, protocol = options.dataset, options.model, options.protocol
     if protocol == "auto":

@@ -27,6 +27,8 @@ _ALWAYS = {
 """Options that every run has."""
 _OF_THE_RECORD = {"command": list, "commit": str, "versions": dict, "machine": dict}
 """What config.json says besides, as far as it is known."""
+_OF_THE_SUMMARY = {"status": str, "message": str, "timing": dict}
+"""What summary.json says, as far as it is known."""
 
 
 class UnreadableRunError(Exception):
@@ -74,6 +76,11 @@ class Run:
         message = self.summary.get("message")
         return f"{reached}; {message}" if message else reached
 
+    @property
+    def images_per_second(self) -> float | None:
+        """Over all epochs, as far as it is known."""
+        return (self.summary.get("timing") or {}).get("images_per_second")
+
     @cached_property
     def selected(self) -> Mapping[str, Any]:
         """The epoch that counts: best on the validation split; without one, the last.
@@ -118,15 +125,10 @@ def read_run(path: Path) -> Run:
       UnreadableRunError: it is damaged.
     """
     record = _read_json(path / CONFIG)
-    config = record.get("config")
-    if not isinstance(config, dict) or any(
-        not isinstance(config.get(name), kind) for name, kind in _ALWAYS.items()
-    ):
-        raise UnreadableRunError(f"{CONFIG} is not that of a run")
-    for name, kind in _OF_THE_RECORD.items():
-        if not isinstance(record.get(name), kind | None):
-            raise UnreadableRunError(f"{CONFIG}: {name} cannot be {record[name]!r:.20}")
+    check_record(record)
+    config = record["config"]
     summary = _read_json(path / SUMMARY) if (path / SUMMARY).exists() else {}
+    _check_kinds(SUMMARY, summary, _OF_THE_SUMMARY)
     lines = _read_lines(path / METRICS)
     if summary.get("status") == FINISHED and len(lines) != config["epochs"]:
         raise UnreadableRunError(
@@ -134,6 +136,16 @@ def read_run(path: Path) -> Run:
             " says that the run is finished"
         )
     return Run(path, record, lines, summary)
+
+
+def check_record(record: Mapping[str, Any]) -> None:
+    """Raises an UnreadableRunError if a config.json is not that of a run."""
+    config = record.get("config")
+    if not isinstance(config, dict) or any(
+        not isinstance(config.get(name), kind) for name, kind in _ALWAYS.items()
+    ):
+        raise UnreadableRunError(f"{CONFIG} is not that of a run")
+    _check_kinds(CONFIG, record, _OF_THE_RECORD)
 
 
 def read_commands(folder: Path) -> list[str]:
@@ -155,6 +167,14 @@ def _run_folders(folders: Iterable[Path]) -> Iterator[Path]:
                 if (place := Path(path).resolve()) not in seen:
                     seen.add(place)
                     yield Path(path)
+
+
+def _check_kinds(
+    file: str, record: Mapping[str, Any], kinds: Mapping[str, type]
+) -> None:
+    for name, kind in kinds.items():
+        if not isinstance(record.get(name), kind | None):
+            raise UnreadableRunError(f"{file}: {name} cannot be {record[name]!r:.20}")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -199,4 +219,5 @@ def _is_epoch(line: Any, number: int) -> bool:
 
 def is_number(value: Any) -> TypeGuard[float]:
     """Whether it is a finite number, as it comes from JSON."""
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and math.isfinite(value)

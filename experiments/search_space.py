@@ -112,6 +112,22 @@ def grid_points(space: Space) -> Iterator[dict[str, Any]]:
         yield dict(zip(space, point, strict=True))
 
 
+def edge_points(space: Space) -> Iterator[dict[str, Any]]:
+    """Settings that have every choice and both ends of each range between them.
+
+    Each is the first setting with another value for one option. A search may come to
+    any of them, since it combines whatever it may choose.
+    """
+    values = {
+        name: (part.low, part.high) if isinstance(part, Range) else part.values
+        for name, part in space.items()
+    }
+    first = {name: edges[0] for name, edges in values.items()}
+    for name, edges in values.items():
+        for value in edges:
+            yield {**first, name: value}
+
+
 def _value(text: str) -> Any:
     """A number, a truth value or a name, as the training command takes it."""
     if text in ("True", "False"):

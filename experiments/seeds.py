@@ -10,7 +10,7 @@ from experiments.config import Config, of_each_seed
 from experiments.distributed import is_primary
 from experiments.keeper import how_it_ended
 from experiments.progress import say
-from experiments.results import FINISHED, read_run
+from experiments.results import FINISHED, find_runs
 from experiments.runs import CONFIG, RunFolder
 from experiments.stopping import EXIT_CODES, StoppedRun, StopRequest
 
@@ -76,7 +76,8 @@ def _check_folders(runs: Sequence[Config]) -> None:
 
 def _say_what_came_of(runs: Sequence[Config]) -> None:
     folders = [run.out for run in runs if run.out and (run.out / CONFIG).exists()]
-    finished = [run for run in map(read_run, folders) if run.state == FINISHED]
+    found, _ = find_runs(folders)  # a run that was stopped may be damaged as well
+    finished = [run for run in found if run.state == FINISHED]
     accuracies = [run.accuracy for run in finished]
     line = f"{len(accuracies)} of {len(runs)} seeds finished"
     if accuracies:

@@ -103,8 +103,9 @@ class StopRequest:
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         reason = _REASONS[signal.Signals(number)]
-        if reason == INTERRUPTED and (self.begun_at is None or self._requested):
+        # Taken down first: what is raised within a callback of another library is lost.
+        again, self._requested = self._requested, reason
+        if reason == INTERRUPTED and (self.begun_at is None or again):
             raise KeyboardInterrupt
         if self.begun_at is None:
             raise StoppedRun(reason)
-        self._requested = reason

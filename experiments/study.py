@@ -4,12 +4,15 @@ Optuna is an extra: it is imported where it is first needed.
 """
 
 import contextlib
+import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.errors import UsageError
 from experiments.search_space import Range, Space, grid_points
+from experiments.values import make_folder
 
 if TYPE_CHECKING:
     import optuna
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
 
 _NOTE, _REPEAT = "note", "repeat"
 """Attributes of a trial that ended without a result of its own: why."""
+_ENTRY = b'{"op_code":'
+"""What every line of a journal begins with."""
 
 
 def import_optuna() -> Any:
@@ -42,6 +47,7 @@ def open_storage(place: str) -> Iterator["optuna.storages.BaseStorage"]:
 
     Raises:
       UsageError: it is neither, or cannot be opened.
+      OSError: it could not be written later.
     """
     optuna = import_optuna()
     path = Path(place)
@@ -51,21 +57,94 @@ def open_storage(place: str) -> Iterator["optuna.storages.BaseStorage"]:
                 f"--storage must be a file that ends in .db, .sqlite or .journal, or"
                 f" the URL of a database, got {place!r}"
             )
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(f"--storage {place}:", path.parent)
     if path.suffix == ".journal":
-        backend = optuna.storages.journal.JournalFileBackend(place)
-        yield optuna.storages.JournalStorage(backend)
+        yield _open_journal(place)
         return
     url = place if "://" in place else f"sqlite:///{place}"
     try:
         storage = optuna.storages.RDBStorage(url)
     except Exception as error:  # of SQLAlchemy, a driver or Optuna: no common class
-        raise UsageError(f"--storage {place}: {str(error).splitlines()[0]}") from None
+        raise UsageError(f"--storage {place}: {_reason(error)}") from None
     try:
         yield storage
+    except optuna.exceptions.StorageInternalError as error:
+        raise OSError(f"--storage {place}: {_reason(error)}") from None
     finally:
         storage.remove_session()
         storage.engine.dispose()
+
+
+def _reason(error: Exception) -> str:
+    """A line; of an error in Optuna, what the database said."""
+    return str(error.__cause__ or error).partition("\n")[0]
+
+
+def _open_journal(place: str) -> "optuna.storages.JournalStorage":
+    try:
+        journal = _Journal(place)
+        *lines, _ = Path(place).read_bytes().split(b"\n")
+        for line in lines:
+            json.loads(line)  # Optuna would let the last one pass
+        storage = import_optuna().storages.JournalStorage(journal)
+        journal.acquire()
+        journal.release()
+    except OSError as error:
+        raise UsageError(f"--storage {place}: {error.strerror}") from None
+    except Exception:  # whatever Optuna makes of lines that it did not write
+        raise UsageError(f"--storage {place}: damaged, or not a journal") from None
+    return storage
+
+
+class _Journal:
+    """Optuna's journal in a file, and the lock that it is written under.
+
+    A full disk, or a kill while it is written, leaves half a line at its end. Whoever
+    takes the lock cuts that off: an entry behind it could never be read.
+    """
+
+    def __init__(self, place: str) -> None:
+        journal = import_optuna().storages.journal
+        self._place = place
+        # The lock is a symbolic link to this path. Were it relative, the link might
+        # lead nowhere, and Optuna waits forever for such a lock if it is left behind.
+        self._path = path = os.path.abspath(place)
+        self._lock = journal.JournalFileSymlinkLock(path)
+        self._backend = journal.JournalFileBackend(path, self)
+        self.read_logs = self._backend.read_logs
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Writes entries; an OSError that names the file if they cannot be."""
+        try:
+            self._backend.append_logs(logs)
+        except OSError as error:
+            raise OSError(f"--storage {self._place}: {error.strerror}") from None
+
+    def acquire(self) -> bool:
+        """Waits for the lock; the file ends with a whole line then."""
+        self._lock.acquire()
+        try:
+            self._cut()
+        except BaseException:
+            self._lock.release()
+            raise
+        return True
+
+    def release(self) -> None:
+        """Gives the lock back."""
+        self._lock.release()
+
+    def _cut(self) -> None:
+        with open(self._path, "r+b") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1))
+            if file.read() in (b"", b"\n"):
+                return
+            file.seek(0)
+            whole, newline, half = file.read().rpartition(b"\n")
+            if half[: len(_ENTRY)] != _ENTRY[: len(half)]:
+                raise UsageError(f"--storage {self._place}: damaged, or not a journal")
+            file.truncate(len(whole) + len(newline))
 
 
 class Search:
@@ -95,9 +174,10 @@ class Search:
           warmup: epochs that no run is stopped before.
 
         Raises:
-          UsageError: the study has other runs or another space.
+          UsageError: the study has other runs or another space, or the space no grid.
         """
         self._optuna = optuna = import_optuna()
+        points = list(grid_points(space)) if trials is None else []
         self._trials = trials
         self._distributions = {n: _distribution(part) for n, part in space.items()}
         self._study = optuna.create_study(
@@ -116,9 +196,8 @@ class Search:
                     " another name"
                 )
             self._study.set_user_attr(key, value)
-        if trials is None:
-            for point in grid_points(space):
-                self._study.enqueue_trial(point, skip_if_exists=True)
+        for point in points:
+            self._study.enqueue_trial(point, skip_if_exists=True)
 
     def take(self, is_dead: Callable[[dict[str, Any]], bool]) -> "Trial | None":
         """The next setting to try; None when there is none left.

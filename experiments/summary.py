@@ -7,9 +7,8 @@ from typing import Any
 from experiments.config import Config
 from experiments.digests import digest
 from experiments.keeper import Keeper
+from experiments.results import Run
 from experiments.trainer import Trainer
-
-FINISHED, NOT_FINITE = "finished", "not finite"
 
 
 def summarize(
@@ -97,6 +96,13 @@ def summary_line(config: Config, summary: Mapping[str, Any]) -> str:
     if timing["seconds_to_first_step"] is not None:
         line += f", first step after {timing['seconds_to_first_step']:.1f} s"
     return f"{line}, {timing['seconds']:.1f} s in all; {config.out}"
+
+
+def ended_line(run: Run) -> str:
+    """What is said of a run that ended before."""
+    line = f"{run.summary['status']} after {len(run.lines)} of {run.config['epochs']}"
+    accuracy = f": test accuracy {run.accuracy / 100:.2%}" if run.lines else ""
+    return f"{line} epochs{accuracy}; {run.path}"
 
 
 def _speed(lines: Sequence[Mapping[str, Any]], images: int) -> dict[str, Any]:

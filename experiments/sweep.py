@@ -23,7 +23,7 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,7 +48,12 @@ from experiments.results import (
     is_number,
     read_run,
 )
-from experiments.search_space import Space, parse_space, published_space
+from experiments.search_space import (
+    Space,
+    edge_points,
+    parse_space,
+    published_space,
+)
 from experiments.study import Search, open_storage
 from experiments.values import make_folder, parse_limit
 
@@ -120,7 +125,12 @@ class Worker:
                     trial = self.search.take(self._is_dead)
                     if trial is None:
                         return
-                    job = self.job(trial.params)
+                    try:
+                        job = self.job(trial.params)
+                    except UsageError as error:
+                        self.search.fail(trial, str(error))
+                        _say(f"trial {trial.number}: {error}")
+                        continue
                     lock = held.enter_context(claim(job.lock))
                     if lock is None:
                         self.search.repeat(trial)
@@ -128,14 +138,26 @@ class Worker:
                 self._try(trial, job, lock)
 
     def job(self, params: dict[str, Any]) -> Job:
-        """The run of a setting; two trials of one setting share it."""
+        """The run of a setting; two trials of one setting share it.
+
+        Raises:
+          UsageError: there can be none.
+        """
         name = "-".join(f"{option}={value}" for option, value in params.items())
-        args = [*self.options, *(f"{flag(o)}={value}" for o, value in params.items())]
+        args = _args(self.options, params)
         folder = self.out / name
-        return Job(name, parse([*args, "--out", str(folder)]), args, folder)
+        try:
+            config = parse([*args, "--out", str(folder)])
+        except SystemExit:  # tyro has said why
+            raise UsageError(f"{name}: not a setting that can be run") from None
+        return Job(name, config, args, folder)
 
     def _is_dead(self, params: dict[str, Any]) -> bool:
-        with claim(self.job(params).lock) as lock:
+        try:
+            job = self.job(params)
+        except UsageError:  # no worker is at what cannot be run
+            return True
+        with claim(job.lock) as lock:
             return lock is not None
 
     def _try(self, trial: "Trial", job: Job, lock: int) -> None:
@@ -224,7 +246,8 @@ def sweep(options: Options, rest: Sequence[str]) -> int:
     space = _space(options, rest)
     shared = [f"--dataset={options.dataset}", f"--model={options.model}"]
     shared += [f"--optimizer={options.optimizer}", *rest]
-    config = parse(shared)
+    # Before a study is begun, which goes on with the same space alone.
+    config, *_ = [parse(_args(shared, point)) for point in edge_points(space)]
     if options.trials < 1:
         raise UsageError(f"--trials must be at least 1, got {options.trials}")
     name = options.study or "-".join(
@@ -260,6 +283,11 @@ def _space(options: Options, rest: Sequence[str]) -> Space:
         if name in _OURS or name in map(flag, space):
             raise UsageError(f"{name}: the search decides it")
     return space
+
+
+def _args(shared: Sequence[str], params: Mapping[str, Any]) -> list[str]:
+    """Options of the training command for a setting."""
+    return [*shared, *(f"{flag(name)}={value}" for name, value in params.items())]
 
 
 def _conclude(search: Search, worker: Worker) -> int:

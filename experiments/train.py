@@ -8,6 +8,10 @@ trains a small ResNet with AdamSRT on the handwritten digits of scikit-learn;
 With ``--resume`` a run that was stopped, or killed, goes on to the same last bit.
 """
 
+from experiments.starting import holding_signals, leave_at_once
+
+# isort: split
+# Only now what takes seconds to import.
 import math
 import sys
 import time
@@ -35,6 +39,7 @@ from experiments.inspect import label_differences
 from experiments.keeper import Keeper, how_it_ended
 from experiments.plots import plot_learning_curves
 from experiments.progress import ProgressDisplay, say
+from experiments.results import FINISHED, NOT_FINITE
 from experiments.runs import CONFIG, CURVES, SPHERES_FIGURE, RunFolder
 from experiments.seeds import train_each_seed
 from experiments.spheres import SPHERES, plot_spheres
@@ -45,7 +50,7 @@ from experiments.stopping import (
     StoppedRun,
     StopRequest,
 )
-from experiments.summary import FINISHED, NOT_FINITE, summarize, summary_line
+from experiments.summary import ended_line, summarize, summary_line
 from experiments.timing import process_start
 from experiments.trackers import check_trackers, open_trackers
 from experiments.trainer import NonFiniteError, Trainer
@@ -88,10 +93,21 @@ def main(args: Sequence[str] | None = None) -> int:
         return errors.EXIT_FAILED
     except StoppedRun as stopped:
         say(f"{stopped.reason} before the first step", stderr=True)
-        return _EXIT_CODES[stopped.reason]
+        return _end_unbegun(_EXIT_CODES[stopped.reason])
     except KeyboardInterrupt:
         say("interrupted before the first step", stderr=True)
-        return errors.EXIT_INTERRUPTED
+        return _end_unbegun(errors.EXIT_INTERRUPTED)
+
+
+def _end_unbegun(code: int) -> int:
+    """Ends a command that was stopped early, at once; returns the code elsewhere.
+
+    Threads may still compile, and crash when Python takes its modules down. Other
+    processes would wait for a farewell.
+    """
+    if not jax.distributed.is_initialized():
+        leave_at_once(code)
+    return code
 
 
 def train(config: Config, stop: StopRequest, began: float) -> int:
@@ -110,8 +126,8 @@ def train(config: Config, stop: StopRequest, began: float) -> int:
         config.out, config.overwrite, config.resume, writes=speaks
     ) as folder:
         if config.resume and (ended := how_it_ended(folder, config)):
-            say(f"nothing left to do: {summary_line(config, ended)}")
-            return _EXIT_CODES[ended["status"]]
+            say(f"nothing left to do: {ended_line(ended)}")
+            return _EXIT_CODES[ended.summary["status"]]
 
         # 2. Data, and the compiled program with its first state, or where it stopped.
         dataset = load(config)
@@ -296,5 +312,6 @@ def opening_line(config: Config, trainer: Trainer, keeper: Keeper) -> str:
 
 
 if __name__ == "__main__":
-    use_huge_pages()  # may start the program anew
+    with holding_signals():
+        use_huge_pages()  # may start the program anew
     sys.exit(main())

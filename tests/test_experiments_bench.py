@@ -316,6 +316,7 @@ def test_table_in_the_readme_is_that_of_the_results():
     [
         (["speed"], "WHAT: unknown name 'speed'; known: step, compile, "),
         (["step", "--optimizers", "adamx"], "--optimizers: unknown name 'adamx'; kn"),
+        (["step", "--optimizers"], "--optimizers: name one at least, or all"),
         (["step", "--model", "resnet"], "--model: unknown name 'resnet'; known: "),
         (["step", "--rounds", "0"], "--rounds must be at least 1, got 0"),
         (["train", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
@@ -326,6 +327,10 @@ def test_table_in_the_readme_is_that_of_the_results():
         (["step", "--json", "other.json"], "--json other.json: not a file of python"),
         (["step", "--json", "folder"], "--json folder: Is a directory"),
         (["step", "--readme", "other.json"], "--readme goes with table alone"),
+        (
+            ["table", "--json", "empty.json", "--figures", "other.json"],
+            "--figures other.json: File exists",
+        ),
         (
             ["table", "--json", "empty.json", "--readme", "other.json"],
             "--readme other.json: no lines '<!-- bench: begin -->' and ",

@@ -12,6 +12,7 @@ import pytest
 import spherical_optax as so
 from experiments.checkpoints import Checkpoints, digest
 from experiments.errors import CheckpointError, UsageError
+from experiments.orbax_io import reason
 
 
 def make_tree(seed=0):
@@ -190,6 +191,31 @@ def test_one_that_cannot_be_written_is_told_and_the_last_good_one_kept(folder):
     assert "\n" not in message
     assert {path.name for path in folder.iterdir()} == {"2", "3"}
     assert restore(folder)[0][1]["loss"][0] == 0.1 * 3
+
+
+FULL = (  # as TensorStore says it, with a specification of 1500 characters
+    'RESOURCE_EXHAUSTED: Error opening "zarr" driver: Error writing "l1/.zarray" in'
+    ' OCDBT database at local file "/run/ocdbt.process_0/": Failed writing:'
+    ' "/run/ocdbt.process_0/d/f766e314": Failed to write 189 bytes to file 14: No space'
+    " left on device%s [os_error_code='28']"
+)
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        "",
+        r""" [tensorstore_spec='{\"create\":true,\"driver\":\"zarr\",\"metadata\":"""
+        r"""{\"shape\":[1400]},\"store_data_equal_to_fill_value\":true}']""",
+    ],
+)
+def test_what_keeps_the_system_from_writing_is_found_in_what_orbax_says(between):
+    assert reason(ValueError(FULL % between)) == "No space left on device"
+
+
+def test_what_orbax_says_of_no_error_of_the_system_is_its_first_line():
+    assert reason(ValueError("DATA_LOSS: no [a='b']\nmore")) == "DATA_LOSS: no [a='b']"
+    assert reason(ValueError()) == "ValueError"
 
 
 def test_trial_measures_and_leaves_nothing(folder):

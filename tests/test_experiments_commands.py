@@ -1,9 +1,34 @@
 """How commands end: an exit code, and one line on the error output."""
 
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from experiments import errors
 from experiments.commands import run_command
+from experiments.progress import say
+from experiments.stopping import StoppedRun, StopRequest
+
+ROOT = Path(__file__).parent.parent
+SLOW = """
+import time
+print("importing", flush=True)
+time.sleep(60)
+"""
+ANEW = """
+import os, signal, sys
+from experiments.starting import holding_signals
+print("importing", flush=True)
+assert "ANEW" not in os.environ
+with holding_signals():
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.execve(sys.executable, sys.orig_argv, {**os.environ, "ANEW": "1"})
+"""
 
 
 def raising(error):
@@ -39,3 +64,85 @@ def test_what_a_user_can_act_on_is_one_line(capsys, error, code, line):
 def test_a_defect_is_not_hidden():
     with pytest.raises(ZeroDivisionError):
         run_command(raising(ZeroDivisionError()))
+
+
+def test_a_line_is_printed_as_it_is(capsys):
+    line = "/tmp/:cat:/[b]:key:[/b]/1.json " + 100 * "x"
+    say(line)
+    assert capsys.readouterr().out == line + "\n"
+
+
+def begin(module, *args, jax=None, folder=None, **options):
+    """Starts a command; ``jax`` is what it imports under this name, from ``folder``."""
+    if jax is not None:
+        (folder / "jax.py").write_text(jax)
+    return subprocess.Popen(
+        [sys.executable, "-m", f"experiments.{module}", *args],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(folder or ROOT)},
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
+    )
+
+
+COMMANDS = ("train", "reproduce", "report", "sweep", "bench")
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [
+        (signal.SIGINT, errors.EXIT_INTERRUPTED, b"interrupted\n"),
+        (signal.SIGTERM, errors.EXIT_TERMINATED, b"terminated\n"),
+    ],
+)
+def test_signal_while_a_command_imports(module, number, code, said, tmp_path):
+    with begin(module, jax=SLOW, folder=tmp_path) as process:
+        assert process.stdout.readline() == b"importing\n"
+        process.send_signal(number)
+        assert process.communicate(timeout=30) == (b"", said)
+    assert process.returncode == code
+
+
+def test_signal_while_a_program_starts_anew(tmp_path):
+    with begin("train", jax=ANEW, folder=tmp_path) as process:
+        said = process.communicate(timeout=30)
+    assert said == (b"importing\n", b"terminated\n")
+    assert process.returncode == errors.EXIT_TERMINATED
+
+
+def test_importing_a_command_changes_nothing():
+    program = (
+        "import signal, sys; out = sys.stdout; import experiments.train;"
+        " assert sys.stdout is out; assert signal.getsignal(signal.SIGTERM) == 0;"
+        " assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize(
+    ("module", "args"),
+    [
+        ("train", ["--help"]),
+        ("reproduce", ["--help"]),
+        ("reproduce", ["--list", "--out", "none"]),
+        ("data", ["list"]),
+        ("inspect", []),
+    ],
+)
+def test_closed_output_is_no_error(module, args):
+    reads, writes = os.pipe()
+    os.close(reads)
+    with begin(module, *args, stdout=writes) as process:
+        os.close(writes)
+        _, err = process.communicate(timeout=120)
+    expected = errors.EXIT_OUT_OF_TIME if "--list" in args else errors.EXIT_FINISHED
+    assert (process.returncode, err) == (expected, b"")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_a_library_swallows_stops_the_run_at_its_next_look(number):
+    with StopRequest() as stop:
+        with contextlib.suppress(KeyboardInterrupt, StoppedRun):
+            signal.raise_signal(number)
+        with pytest.raises(StoppedRun):
+            stop.check()

@@ -133,6 +133,31 @@ def test_a_damaged_entry_is_made_anew(cache, capsys, name, damage):
     assert [path.name for path in (cache / "arrays").iterdir()] == ["k"]
 
 
+@pytest.mark.parametrize("wrong", ["labels", "mean", "std"])
+def test_an_entry_of_other_content_is_made_anew(cache, wrong):
+    """As a disk may return it, or a hand that edits: shapes and types are the same."""
+    made = []
+    cached(made)
+    if wrong == "labels":
+        np.save(cache / "arrays/k/train_labels.npy", np.zeros(6, np.int32))
+    else:
+        file = cache / "arrays/k/entry.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), wrong: [1.0]}))
+    same(cached(made), arrays())
+    assert len(made) == 2
+
+
+def test_an_entry_that_an_older_version_wrote(cache):
+    made = []
+    cached(made)
+    file = cache / "arrays/k/entry.json"
+    facts = json.loads(file.read_text())
+    del facts["labels"]
+    file.write_text(json.dumps(facts))
+    same(cached(made), arrays())
+    assert len(made) == 1
+
+
 def test_an_error_leaves_nothing_behind(cache):
     def build():
         raise UsageError("no")

@@ -109,6 +109,26 @@ def test_only_finished_runs_count(runs, capsys):
     assert sum(bool(row["test_accuracy"]) for row in rows) == 1
 
 
+def test_runs_of_one_name_are_told_apart(runs):
+    for rate in ("0.1", "0.01"):
+        config = config_of("sgd", hyperparameters={"learning_rate": float(rate)})
+        write_run(runs / rate / "seed0", config, [line_of(e, 0.5) for e in (1, 2, 3)])
+    report(runs)
+    for file, lines in (("runs.csv", 1), ("curves.csv", 3)):
+        rows = csv.DictReader((runs / "report" / file).read_text().splitlines())
+        names = [row["run"] for row in rows]
+        assert names == [*["0.01/seed0"] * lines, *["0.1/seed0"] * lines]
+
+
+def test_a_run_that_does_not_say_how_fast_it_was(runs):
+    folder = add(runs, "adam", 0, 90.0)
+    summary = {"status": "finished", "timing": None}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    report(runs)
+    (row,) = csv.DictReader((runs / "report/runs.csv").read_text().splitlines())
+    assert row["images_per_second"] == ""
+
+
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
@@ -120,6 +140,16 @@ def test_only_finished_runs_count(runs, capsys):
         (
             lambda p: (p / "summary.json").write_text('{"sta'),
             "summary.json is not",
+        ),
+        (
+            lambda p: (p / "summary.json").write_text('{"timing": [1]}'),
+            "summary.json: timing cannot be [1]",
+        ),
+        (
+            lambda p: (p / "metrics.jsonl").write_text(
+                json.dumps({**line_of(1, 0.5), "test_accuracy": True}) + "\n"
+            ),
+            "line 1 is not that epoch's",
         ),
         (
             lambda p: (p / "metrics.jsonl").unlink(),

@@ -107,6 +107,14 @@ def test_list_of_commands_that_is_no_text_is_not_in_the_way(pretend, out):
     assert "--seeds 0..1" in (out / "commands.txt").read_text().splitlines()[1]
 
 
+def test_the_folder_of_a_run_is_no_place_for_a_grid(pretend, calls, out, capsys):
+    assert run(out) == 0
+    calls()
+    assert run(out / "adam-seed0") == 2
+    assert "adam-seed0: is the folder of a run" in capsys.readouterr().err
+    assert calls() == []
+
+
 def test_list_runs_nothing(pretend, calls, out, capsys):
     assert run(out, "--list") == 5
     assert calls() == []
@@ -272,6 +280,9 @@ def test_training_that_ignores_its_time_limit_is_ended(pretend, out, monkeypatch
         (["--optimizers", "adamm"], "--optimizers: unknown name 'adamm'; known: all,"),
         (["--optimizers", "adam,adam"], "--optimizers: all, or names once each"),
         (["--optimizers", "adam:b1"], "--optimizers: NAME:OPTION=VALUE"),
+        (["--optimizers", "adam:seed=3"], "--optimizers adam:seed=3: --seed: the grid"),
+        (["--optimizers", "adam:optimizer=sgd"], "--optimizer: the grid decides it"),
+        (["--optimizers", "adam:time_limit=9s"], "--time-limit: the grid decides it"),
         (["--seeds", "4..0"], "--seeds must be like 0..4 or 0,2,5"),
         (["--seed=3"], "--seed: the grid decides it"),
         (["--resume"], "--resume: the grid decides it"),

@@ -150,6 +150,51 @@ def test_complete_run_says_so(train, capsys, monkeypatch):
     assert {path: path.read_bytes() for path in folder.iterdir()} == files
 
 
+@pytest.mark.parametrize("seeds", [(), ("--seeds", "0")])
+def test_an_ended_run_that_is_damaged_goes_on_from_its_checkpoint(train, capsys, seeds):
+    args = ["--epochs", "2", "--checkpoint-every", "1", *seeds]
+    _, top = train(*args)
+    folder = top / "seed0" if seeds else top
+    whole = ending(folder)
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text(lines[0])
+    capsys.readouterr()
+    assert train(*args, "--resume")[0] == 0
+    assert f"{folder}: damaged: metrics.jsonl has 1 of 2" in capsys.readouterr().err
+    assert ending(folder) == whole
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "message"),
+    [
+        ("summary.json", {"timing": 3}, "summary.json: timing cannot be 3"),
+        ("summary.json", {"epochs": 1, "message": []}, "summary.json: message cannot"),
+        ("config.json", {"config": []}, "config.json is not that of a run"),
+        ("config.json", {"config": {"hyperparameters": [1]}}, "not that of a run"),
+    ],
+)
+@pytest.mark.parametrize("seeds", [(), ("--seeds", "0")], ids=["alone", "seeds"])
+def test_an_ended_run_that_is_damaged_without_a_checkpoint(
+    train, capsys, name, other, message, seeds
+):
+    _, top = train("--epochs", "1", *seeds)
+    file = (top / "seed0" if seeds else top) / name
+    file.write_text(json.dumps({**json.loads(file.read_text()), **other}))
+    capsys.readouterr()
+    assert train("--epochs", "1", *seeds, "--resume")[0] == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "--overwrite begins the run anew" in error
+
+
+def test_a_run_without_times_is_complete(train, capsys):
+    _, folder = train("--epochs", "1")
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps({**summary, "timing": None}))
+    assert train("--epochs", "1", "--resume")[0] == 0
+    assert "nothing left to do" in capsys.readouterr().out
+
+
 def test_run_that_is_not_finite_is_not_repeated(train, capsys):
     args = ["--learning-rate", "1e30"]
     assert train(*args)[0] == 3

@@ -101,12 +101,31 @@ def test_a_full_scale_command_is_begun(tiny, monkeypatch, results, tmp_path, cap
     assert 1 < record["loss"] < 5
     monkeypatch.setattr(full_scale, "begin", None)  # it is done
     assert command.main(args) == errors.EXIT_FINISHED
+    assert command.main([*args[:2], "nowhere"]) == errors.EXIT_USAGE
     text = page.to_markdown(keeping.blocks_of(STUDIES["scale_growth"]))
     assert "2 of 66" in text
     assert "Not run" in text
     (results / "scale_growth" / full_scale.FILE).write_text("[{}]")
     assert command.main([]) == errors.EXIT_USAGE
     assert "begun.json: damaged" in capsys.readouterr().err
+
+
+def test_a_command_is_begun_again_on_another_data_set(monkeypatch, results):
+    begun = []
+
+    def begin(options, dataset, steps, clock):
+        begun.append(dataset)
+        raise full_scale.jax.errors.JaxRuntimeError("no memory")
+
+    monkeypatch.setattr(
+        study.Study, "settings", lambda self, *a, **k: {"full_scale": ["--seeds 0"]}
+    )
+    monkeypatch.setattr(full_scale, "begin", begin)
+    for dataset in ("digits", "cifar10"):
+        assert command.main(["scale_growth", "--begin", dataset]) == 0
+    assert begun == ["digits", "cifar10"]
+    (record,) = full_scale.read_begun(results / "scale_growth")
+    assert record["dataset"] == "CIFAR-10"
 
 
 def test_a_machine_that_is_too_small_is_on_record(monkeypatch, results):
@@ -252,7 +271,7 @@ def test_time_is_up(results, tmp_path, capsys, name):
         (["spherical", "--seeds", "0"], "--seeds"),
         (["spherical", "--steps", "0"], "--steps"),
         (["spherical", "--time-limit", "soon"], "--time-limit"),
-        (["spherical", "--begin", "nowhere"], "--dataset"),
+        (["spherical", "--begin", "nowhere"], "--begin"),
         (["page", "--begin", "digits"], "name a study"),
         (["all", "--config", "x.toml"], "--config"),
         (["spherical", "--runs", "/dev/null/x"], "--runs"),

@@ -1,6 +1,8 @@
 """The search: what is tried, given up, taken up again; and its best setting."""
 
+import errno
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ from experiments.errors import UsageError
 from experiments.search_space import (
     Choices,
     Range,
+    edge_points,
     grid_points,
     parse_space,
     published_space,
@@ -149,6 +152,8 @@ def test_interrupted_training_is_resumed(sweep, tmp_path, calls, capsys):
         (["b1=0.1..0.5"], "--search b1: a grid takes values"),
         (["b1=0.1", "b1=0.2"], "--search: b1 comes twice"),
         (["b1=2"], "--b1 must be a number in [0, 1)"),
+        ([DECAYS, "b1=0.9,0.5,2"], "--b1 must be a number in [0, 1), got 2.0"),
+        (["b1=0..2", "--sampler", "tpe"], "--b1 must be a number in [0, 1), got 2.0"),
         ([DECAYS, "--trials", "0"], "--trials must be at least 1"),
         ([DECAYS, "--time-limit", "x"], "--time-limit must be a time like"),
     ],
@@ -157,6 +162,22 @@ def test_usage_errors(sweep, calls, capsys, options, message):
     assert sweep(*options) == 2
     assert message in capsys.readouterr().err
     assert calls() == 0
+    assert sweep("weight_decay=0") == 0  # no study was begun
+
+
+def test_value_that_the_parser_refuses_begins_no_study(sweep, calls, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        sweep("switch=local,foo", "--optimizer", "swats")
+    assert "--switch" in capsys.readouterr().err
+    assert calls() == 0
+    assert not (tmp_path / "sweep.journal").exists()
+
+
+def test_options_that_a_protocol_needs_may_be_searched(sweep, capsys):
+    rest = ("--protocol=spherical", "--learning-rate=0.1", "--b2=0.9")
+    assert sweep(DECAYS, *rest) == 2
+    assert "give --b1" in capsys.readouterr().err
+    assert sweep(DECAYS, "b1=0.9", *rest, "--validation-fraction=0") == 0
 
 
 def test_study_has_one_kind_of_runs(sweep, capsys):
@@ -177,6 +198,137 @@ def test_storage_that_is_no_database_is_an_error(sweep, tmp_path, capsys):
     (tmp_path / "sweep.db").write_text("not a database" * 100)
     assert sweep(DECAYS, storage="sweep.db") == 2
     assert f"--storage {tmp_path}/sweep.db: " in capsys.readouterr().err
+
+
+def test_half_a_line_at_the_end_of_a_journal_is_cut_off(sweep, calls, tmp_path):
+    journal = tmp_path / "sweep.journal"
+    for half in ('{"op_code":4,"wor', "{"):
+        assert sweep(DECAYS) == 0
+        with journal.open("a") as file:
+            file.write(half)
+    assert sweep(DECAYS) == 0
+    assert calls() == 3
+    for line in journal.read_text().splitlines():
+        assert json.loads(line)
+
+
+def test_worker_goes_on_after_half_a_line_of_another(tmp_path):
+    pytest.importorskip("optuna")
+    space = parse_space("adam", [DECAYS])
+    journal = tmp_path / "sweep.journal"
+    with open_storage(str(journal)) as storage:
+        search = Search(storage, "a", space, [], trials=None, warmup=1)
+        with journal.open("a") as file:
+            file.write('{"op_code":4,"wor')
+        trial = search.take(lambda params: False)
+        assert trial
+        search.fail(trial, "broke")
+    with open_storage(str(journal)) as storage:
+        search = Search(storage, "a", space, [], trials=None, warmup=1)
+        assert search.counts() == {"failed": 1, "waiting": 2}
+
+
+def test_half_a_line_is_cut_off_while_no_worker_writes(tmp_path, monkeypatch):
+    optuna = pytest.importorskip("optuna")
+    journal = tmp_path / "sweep.journal"
+    journal.write_text('{"op_code":0,')
+    lock = optuna.storages.journal.JournalFileSymlinkLock
+    acquire = lock.acquire
+
+    def watched(self):
+        assert journal.read_text() == '{"op_code":0,'
+        return acquire(self)
+
+    monkeypatch.setattr(lock, "acquire", watched)
+    with open_storage(str(journal)):
+        assert journal.read_text() == ""
+    assert list(tmp_path.iterdir()) == [journal]  # the lock is given back
+
+
+def test_lock_of_a_killed_worker_leads_to_the_journal(tmp_path, monkeypatch):
+    """Optuna waits forever for one that does not."""
+    optuna = pytest.importorskip("optuna")
+    monkeypatch.chdir(tmp_path)
+    lock = optuna.storages.journal.JournalFileSymlinkLock
+    with open_storage("runs/sweep.journal") as storage:
+        monkeypatch.setattr(lock, "release", lambda self: None)
+        optuna.create_study(storage=storage)
+    assert (tmp_path / "runs/sweep.journal.lock").samefile("runs/sweep.journal")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "words\n",
+        "words",
+        '{"op_code":4,"wor{"op_code":4}\n',
+        '{"op_code":4,"wor{"op_code":4}\n{"op_code":4}\n{"op_code":4,"wor',
+        "[]\n",
+        "\0\0\0",
+        "\0\n\n",
+    ],
+)
+def test_file_that_is_no_journal_is_an_error(sweep, tmp_path, capsys, text):
+    (tmp_path / "sweep.journal").write_text(text)
+    assert sweep(DECAYS) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: --storage {tmp_path}/sweep.journal: ")
+    assert (tmp_path / "sweep.journal").read_text() == text
+    assert not (tmp_path / "sweep.journal.lock").is_symlink()
+
+
+@pytest.mark.parametrize("name", ["a.journal", "words/a.journal", "words/a.db"])
+def test_storage_that_cannot_be_there_is_an_error(sweep, tmp_path, capsys, name):
+    (tmp_path / "a.journal").mkdir()
+    (tmp_path / "words").touch()
+    assert sweep(DECAYS, storage=name) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: --storage {tmp_path}/{name}: ")
+
+
+def test_journal_that_cannot_be_written_is_an_error(sweep, monkeypatch, capsys):
+    assert sweep(DECAYS) == 0
+
+    def read_only(source, target):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), source)
+
+    monkeypatch.setattr(os, "symlink", read_only)
+    assert sweep(DECAYS) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("sweep.journal: Read-only file system")
+
+
+def test_full_disk_is_said_of_the_journal(sweep, calls, tmp_path, monkeypatch, capsys):
+    def full(descriptor):
+        os.truncate(descriptor, os.fstat(descriptor).st_size - 9)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert sweep(DECAYS) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    place = tmp_path / "sweep.journal"
+    assert line == f"error: --storage {place}: No space left on device"
+    assert sweep(DECAYS) == 0
+    assert calls() == 3
+
+
+def test_full_disk_is_said_of_the_database(tmp_path, monkeypatch):
+    optuna = pytest.importorskip("optuna")
+    sqlalchemy = pytest.importorskip("sqlalchemy")
+
+    def full(session):
+        raise sqlalchemy.exc.OperationalError("", {}, Exception("disk is full"))
+
+    place = str(tmp_path / "sweep.db")
+
+    def begin():
+        with open_storage(place) as storage:
+            monkeypatch.setattr(sqlalchemy.orm.Session, "commit", full)
+            optuna.create_study(storage=storage)
+
+    with pytest.raises(OSError, match=f"--storage {place}: .* disk is full$"):
+        begin()
 
 
 def test_without_optuna_the_error_says_how_to_get_it(sweep, monkeypatch, capsys):
@@ -263,3 +415,35 @@ def test_best_run_that_is_damaged_does_not_hide_the_result(sweep, tmp_path, caps
     (tmp_path / "runs/weight_decay=0.0/summary.json").write_text("{")
     assert sweep(DECAYS) == 0
     assert "best test accuracy 90.00 %" in capsys.readouterr().out
+
+
+def test_trial_that_cannot_be_run_is_given_up(
+    sweep, calls, tmp_path, monkeypatch, capsys
+):
+    """A study of an earlier version may have one, and it is running still."""
+    texts = ["b1=0.5,2,foo"]
+    space = parse_space("adam", texts)
+    shared = ["--dataset=digits", "--model=small_resnet", "--optimizer=adam"]
+    with open_storage(str(tmp_path / "sweep.journal")) as kept:
+        name = "digits-small_resnet-adam"
+        shared.append("--epochs=4")
+        search = Search(kept, name, space, shared, trials=None, warmup=1)
+        for _ in range(3):
+            search.take(lambda params: False)
+        assert search.counts() == {"running": 3}
+    monkeypatch.setattr("experiments.sweep.edge_points", lambda space: [{"b1": 0.5}])
+    for _ in range(2):
+        assert sweep(*texts) == 1
+        assert "1 complete, 2 failed" in capsys.readouterr().out
+    assert calls() == 1
+
+
+def test_edge_points_have_every_choice_and_both_ends():
+    space = {"b1": Choices([0.5, 0.9]), "b2": Range(0.1, 0.2), "eps": Choices([0])}
+    assert list(edge_points(space)) == [
+        {"b1": 0.5, "b2": 0.1, "eps": 0},
+        {"b1": 0.9, "b2": 0.1, "eps": 0},
+        {"b1": 0.5, "b2": 0.1, "eps": 0},
+        {"b1": 0.5, "b2": 0.2, "eps": 0},
+        {"b1": 0.5, "b2": 0.1, "eps": 0},
+    ]

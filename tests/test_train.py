@@ -59,10 +59,9 @@ def command(*args, **options):
         [sys.executable, "-m", "experiments.train", *args],
         cwd=root,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        **options,
+        **{"stdout": subprocess.PIPE, **options},
     )
 
 
@@ -313,6 +312,35 @@ def test_ctrl_c_before_the_first_step(train, monkeypatch, capsys):
     assert code == 130
     assert capsys.readouterr().err == "interrupted before the first step\n"
     assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        ("pipe", ""),
+        (
+            "/dev/full",
+            "warning: the output cannot be written: No space left on device\n",
+        ),
+    ],
+)
+def test_output_that_cannot_be_written_does_not_end_the_run(output, said, tmp_path):
+    if output == "pipe":
+        reads, writes = os.pipe()
+        os.close(reads)
+    elif Path(output).exists():
+        writes = os.open(output, os.O_WRONLY)
+    else:
+        pytest.skip(f"there is no {output}")
+    folder = tmp_path / "run"
+    args = ("--epochs", "2", "--checkpoint-every", "1", "--out", str(folder))
+    with command(*args, stdout=writes) as process:
+        os.close(writes)
+        _, err = process.communicate(timeout=200)
+    assert (process.returncode, err) == (0, said)
+    assert [line["epoch"] for line in read_metrics(folder)] == [1, 2]
+    assert summary_of(folder)["status"] == "finished"
+    assert {path.name for path in folder.iterdir()} == FILES | {"checkpoints"}
 
 
 def test_full_disk_is_one_line(train, monkeypatch, capsys):

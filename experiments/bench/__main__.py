@@ -1,5 +1,9 @@
 """``python -m experiments.bench``."""
 
+from experiments.starting import holding_signals
+
+# isort: split
+# Only now what takes seconds to import.
 import os
 import sys
 
@@ -12,5 +16,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from experiments.bench.command import main
 from experiments.bench.machine import keep_freed_memory
 
-keep_freed_memory()  # may start the program anew
+with holding_signals():
+    keep_freed_memory()  # may start the program anew
 sys.exit(main())

@@ -9,6 +9,7 @@ import tyro
 from experiments.bench.rows import COMPARISONS, NOT_COMPILED_ALONE, ROWS
 from experiments.errors import UsageError, check_name
 from experiments.models import MODELS
+from experiments.values import make_folder
 
 BENCHES = ("step", "compile", "memory", "scaling", "bandwidth", "train")
 """In order: training last, since the process keeps the gigabytes that it frees."""
@@ -78,6 +79,8 @@ class Options:
 def check(options: Options) -> None:
     """Raises a UsageError for the first option that cannot be used."""
     check_name("WHAT", options.what, WHAT)
+    if not options.optimizers:
+        raise UsageError("--optimizers: name one at least, or all")
     for name in options.optimizers:
         known = ["all", *dict.fromkeys([*ROWS, "swats"])]
         check_name("--optimizers", name, known)
@@ -97,6 +100,8 @@ def check(options: Options) -> None:
         raise UsageError("table needs --json FILE, the results to show")
     if options.what != "table" and options.readme is not None:
         raise UsageError("--readme goes with table alone")
+    if options.figures is not None:
+        make_folder("--figures", options.figures)
 
 
 def _is_named(row: str, names: tuple[str, ...]) -> bool:

@@ -127,12 +127,17 @@ def _write(entry: Path, source: str, arrays: Arrays) -> None:
             "mean": arrays.mean,
             "std": arrays.std,
             "arrays": shapes,
+            "labels": {s: _digest(getattr(arrays, s).labels) for s in _SPLITS},
         }
         (folder / _ENTRY).write_text(json.dumps(facts, indent=2))
 
 
 def _read(entry: Path) -> Arrays | None:
-    """The arrays of an entry; None where it is missing or not as it was written."""
+    """The arrays of an entry; None where it is missing or not as it was written.
+
+    Of the images only shape and type are looked at: they may be more than fits into
+    memory.
+    """
     try:
         facts = json.loads((entry / _ENTRY).read_text())
         loaded = {}
@@ -145,10 +150,20 @@ def _read(entry: Path) -> Arrays | None:
         train, test = (
             Split(loaded[f"{s}_images"], loaded[f"{s}_labels"]) for s in _SPLITS
         )
-        statistics = (tuple(map(float, facts[name])) for name in ("mean", "std"))
-        return Arrays(train, test, tuple(facts["classes"]), *statistics)
+        mean, std = (tuple(map(float, facts[name])) for name in ("mean", "std"))
+        labels = {s: _digest(loaded[f"{s}_labels"]) for s in _SPLITS}
+        # An entry of an older version has no digests.
+        if labels != facts.get("labels", labels):
+            return None
+        if {len(mean), len(std)} != {train.images.shape[-1]}:
+            return None
+        return Arrays(train, test, tuple(facts["classes"]), mean, std)
     except (OSError, EOFError, ValueError, LookupError, TypeError):
         return None
+
+
+def _digest(labels: np.ndarray) -> str:
+    return hashlib.sha256(labels.tobytes()).hexdigest()
 
 
 @contextlib.contextmanager

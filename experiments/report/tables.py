@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,12 +50,13 @@ def write_results(sections: Sequence[Section], runs: str, path: Path) -> None:
     path.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def write_runs(runs: Iterable[Run], path: Path) -> None:
+def write_runs(runs: Sequence[Run], path: Path) -> None:
     """Writes a line for each run, finished or not."""
-    _write_csv(path, _RUN_FIELDS, map(_run_row, runs))
+    rows = zip(runs, _names(runs), strict=True)
+    _write_csv(path, _RUN_FIELDS, (_run_row(run, name) for run, name in rows))
 
 
-def write_curves(runs: Iterable[Run], path: Path) -> None:
+def write_curves(runs: Sequence[Run], path: Path) -> None:
     """Writes a line for each epoch of each run."""
     _write_csv(path, _CURVE_FIELDS, _curve_rows(runs))
 
@@ -96,7 +98,14 @@ def _plain(value: Any) -> dict[str, Any] | None:
     }
 
 
-def _run_row(run: Run) -> list[Any]:
+def _names(runs: Sequence[Run]) -> list[str]:
+    """The runs' folders, seen from the one that has all of them in it."""
+    folders = [run.path.resolve() for run in runs]
+    top = os.path.commonpath([folder.parent for folder in folders]) if runs else ""
+    return [folder.relative_to(top).as_posix() for folder in folders]
+
+
+def _run_row(run: Run, name: str) -> list[Any]:
     last = run.selected if run.lines else {}
     return [
         dataset_title(run.config["dataset"]),
@@ -108,14 +117,14 @@ def _run_row(run: Run) -> list[Any]:
         last.get("epoch"),
         f"{run.accuracy:.4f}" if run.state == FINISHED else None,
         last.get("train_loss"),
-        run.summary.get("timing", {}).get("images_per_second"),
-        run.path.name,
+        run.images_per_second,
+        name,
     ]
 
 
-def _curve_rows(runs: Iterable[Run]) -> Iterator[list[Any]]:
-    for run in runs:
-        head = [run.path.name, run.config["optimizer"], run.seed]
+def _curve_rows(runs: Sequence[Run]) -> Iterator[list[Any]]:
+    for run, name in zip(runs, _names(runs), strict=True):
+        head = [name, run.config["optimizer"], run.seed]
         for line in run.lines:
             yield [*head, line["epoch"], *(_short(line.get(name)) for name in _METRICS)]
 

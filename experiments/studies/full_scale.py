@@ -21,7 +21,7 @@ import tyro
 from experiments import reproduce
 from experiments.bench.machine import machine, versions
 from experiments.config import Config
-from experiments.data import load_dataset
+from experiments.data import check_dataset_name, load_dataset
 from experiments.data.imagefolder import PREFIX
 from experiments.errors import UsageError
 from experiments.progress import say
@@ -133,11 +133,17 @@ def _facts(config: Config, trainer: Trainer) -> dict[str, Any]:
 def begin_all(
     commands: Sequence[str], dataset: str, steps: int, clock: Clock, folder: Path
 ) -> None:
-    """Begins every command that is not begun yet, and keeps a record in a folder."""
+    """Begins every command that is not begun yet on a data set, and keeps a record.
+
+    Raises:
+      UsageError: the data set is unknown, or the folder cannot be made.
+    """
+    check_dataset_name(dataset, "--begin")
     make_folder("--runs", folder)
     done = {record["options"]: record for record in read_begun(folder)}
     for options in commands:
-        if options not in done or done[options]["steps"] < steps:
+        there = done.get(options, {"dataset": None})
+        if there["dataset"] != dataset_title(dataset) or there["steps"] < steps:
             say(f"begins: {command(options)}")
             try:
                 done[options] = begin(options, dataset, steps, clock)
