@@ -126,8 +126,11 @@ def detect_invariance(
     random vectors have. What passes is confirmed: all its groups are scaled by random
     factors, and the loss has to stay, and gradients to shrink as the weights grow. A
     cosine above a fifth of what is allowed has to shrink with them, as one does that
-    is due to the ``epsilon`` inside of a normalization. Of the labels that hold, the
-    finest wins: ``"filter"`` before ``"layer"``; a leaf for which none holds is
+    is due to the ``epsilon`` inside of a normalization. Where the loss or gradients do
+    not stay, as in deep networks in which an ``epsilon`` flips units, the same is asked
+    of weights 32 times as large, if their cosine falls as it does for an ``epsilon``: a
+    bias or a shortcut makes it fall more slowly. Of the labels that hold, the finest
+    wins: ``"filter"`` before ``"layer"``; a leaf for which none holds is
     ``"euclidean"``.
 
     Args:

@@ -250,7 +250,7 @@ class Search:
             and self._fades(self.leaves[i], base, there, i, factors[i])
             for i in chosen
         )
-        return change / abs(base.loss) if base.loss else change, bool(stays)
+        return change / abs(start.loss) if start.loss else change, bool(stays)
 
     def _vanishes(
         self, leaf: MeasuredLeaf, base: Evaluation, larger: Evaluation, i: int

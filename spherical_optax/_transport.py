@@ -4,14 +4,12 @@ Each is a transformation usable in any :func:`optax.chain`, for leaves that shar
 their channel axes (see :mod:`spherical_optax.geometry`).
 """
 
-import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.tree_util import GetAttrKey
 
 from spherical_optax import geometry
 from spherical_optax._checks import (
@@ -24,14 +22,11 @@ from spherical_optax._limits import (
     capped,
     held,
     in_range,
-    saturated,
     within_reach,
 )
+from spherical_optax._state_moments import Move, carry_moments, check_not_centered
 from spherical_optax.geometry import ChannelAxes, widen
-from spherical_optax.labels import check_axes, path_string
-
-VECTORS = ("mu", "trace")
-SECOND_MOMENTS = ("nu", "nu_max")
+from spherical_optax.labels import check_axes
 
 
 class RescaleAndTransportState(NamedTuple):
@@ -117,7 +112,7 @@ def rescale_and_transport(
 
     check_transformation("inner", inner)
     inner = in_range(inner)
-    return _carry_moments("rescale_and_transport", inner, channel_axes, move)
+    return _carrying_moments("rescale_and_transport", inner, channel_axes, move)
 
 
 def transport_on_sphere(
@@ -162,7 +157,7 @@ def transport_on_sphere(
         return vector, lambda v: v
 
     check_transformation("inner", inner)
-    return _carry_moments("transport_on_sphere", inner, channel_axes, move)
+    return _carrying_moments("transport_on_sphere", inner, channel_axes, move)
 
 
 def project_to_tangent(
@@ -301,7 +296,7 @@ def _told(product: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(product), product, 0.0)
 
 
-def _carry_moments(
+def _carrying_moments(
     name: str,
     inner: optax.GradientTransformation,
     channel_axes: ChannelAxes,
@@ -316,11 +311,7 @@ def _carry_moments(
     def init_fn(params):
         check_axes(params, channel_axes)
         inner_state = inner.init(params)
-        if any(map(_is_variance, jax.tree.leaves(inner_state, is_leaf=_is_variance))):
-            raise ValueError(
-                "inner must not be centered: a variance nu - mu^2 does not follow the"
-                " weights, and would become negative"
-            )
+        check_not_centered(inner_state)
         return RescaleAndTransportState(inner_state)
 
     def update_fn(updates, state, params=None, **extra_args):
@@ -329,51 +320,13 @@ def _carry_moments(
         )
         reached = jax.tree.map(lambda x, u: widen(x) + widen(u), params, updates)
         moves = {
-            path: (jnp.shape(x1), *move(x1, x2))
+            path: Move(jnp.shape(x1), *move(x1, x2))
             for (path, x1), x2 in zip(
                 jax.tree_util.tree_leaves_with_path(params),
                 jax.tree.leaves(reached),
                 strict=True,
             )
         }
-        carried = jax.tree_util.tree_map_with_path(
-            lambda path, leaf: _carry_leaf(path, leaf, moves), inner_state
-        )
-        return updates, RescaleAndTransportState(carried)
+        return updates, RescaleAndTransportState(carry_moments(inner_state, moves))
 
     return needs_params(name, optax.GradientTransformationExtraArgs(init_fn, update_fn))
-
-
-def _is_variance(state: Any) -> bool:
-    """Whether second moments of a state are used less the square of the first."""
-    return isinstance(state, optax.ScaleByRStdDevState)
-
-
-def _carry_leaf(path, leaf, moves):
-    """Carries one leaf of a state if its path says that it is a moment.
-
-    The path of a moment is the field's name followed by the path of a parameter.
-    """
-    names = [key.name if isinstance(key, GetAttrKey) else None for key in path]
-    for depth, name in enumerate(names):
-        if name in VECTORS + SECOND_MOMENTS and path[depth + 1 :] in moves:
-            shape, vector, second_moment = moves[path[depth + 1 :]]
-            leaf_ = widen(leaf)
-            carried = vector(leaf_) if name in VECTORS else second_moment(leaf_)
-            fits = name in SECOND_MOMENTS or leaf.shape == shape
-            if carried.shape != leaf.shape or not fits:
-                where = path_string(path[depth + 1 :])
-                raise ValueError(
-                    f"the moment {name!r} of the leaf {where!r} has shape"
-                    f" {leaf.shape}, which does not fit the parameter's {shape}"
-                )
-            return saturated(carried, leaf.dtype)
-    slices = itertools.combinations(range(len(path) + 1), 2)
-    if not any(path[start:end] in moves for start, end in slices):
-        for name in names:
-            if name in VECTORS + SECOND_MOMENTS:
-                raise ValueError(
-                    f"inner must keep its moments leaf by leaf: {name!r} is of no leaf"
-                    " of the parameters, as under optax.flatten"
-                )
-    return leaf

@@ -12,14 +12,7 @@ import pytest
 from experiments import launch, study
 from experiments.config import parse, to_json
 from experiments.errors import UsageError
-from experiments.search_space import (
-    Choices,
-    Range,
-    edge_points,
-    grid_points,
-    parse_space,
-    published_space,
-)
+from experiments.search_space import parse_space
 from experiments.study import Search, open_storage
 from experiments.sweep import main
 
@@ -212,50 +205,6 @@ def test_half_a_line_at_the_end_of_a_journal_is_cut_off(sweep, calls, tmp_path):
         assert json.loads(line)
 
 
-def test_worker_goes_on_after_half_a_line_of_another(tmp_path):
-    pytest.importorskip("optuna")
-    space = parse_space("adam", [DECAYS])
-    journal = tmp_path / "sweep.journal"
-    with open_storage(str(journal)) as storage:
-        search = Search(storage, "a", space, [], trials=None, warmup=1)
-        with journal.open("a") as file:
-            file.write('{"op_code":4,"wor')
-        trial = search.take(lambda params: False)
-        assert trial
-        search.fail(trial, "broke")
-    with open_storage(str(journal)) as storage:
-        search = Search(storage, "a", space, [], trials=None, warmup=1)
-        assert search.counts() == {"failed": 1, "waiting": 2}
-
-
-def test_half_a_line_is_cut_off_while_no_worker_writes(tmp_path, monkeypatch):
-    optuna = pytest.importorskip("optuna")
-    journal = tmp_path / "sweep.journal"
-    journal.write_text('{"op_code":0,')
-    lock = optuna.storages.journal.JournalFileSymlinkLock
-    acquire = lock.acquire
-
-    def watched(self):
-        assert journal.read_text() == '{"op_code":0,'
-        return acquire(self)
-
-    monkeypatch.setattr(lock, "acquire", watched)
-    with open_storage(str(journal)):
-        assert journal.read_text() == ""
-    assert list(tmp_path.iterdir()) == [journal]  # the lock is given back
-
-
-def test_lock_of_a_killed_worker_leads_to_the_journal(tmp_path, monkeypatch):
-    """Optuna waits forever for one that does not."""
-    optuna = pytest.importorskip("optuna")
-    monkeypatch.chdir(tmp_path)
-    lock = optuna.storages.journal.JournalFileSymlinkLock
-    with open_storage("runs/sweep.journal") as storage:
-        monkeypatch.setattr(lock, "release", lambda self: None)
-        optuna.create_study(storage=storage)
-    assert (tmp_path / "runs/sweep.journal.lock").samefile("runs/sweep.journal")
-
-
 @pytest.mark.parametrize(
     "text",
     [
@@ -313,58 +262,12 @@ def test_full_disk_is_said_of_the_journal(sweep, calls, tmp_path, monkeypatch, c
     assert calls() == 3
 
 
-def test_full_disk_is_said_of_the_database(tmp_path, monkeypatch):
-    optuna = pytest.importorskip("optuna")
-    sqlalchemy = pytest.importorskip("sqlalchemy")
-
-    def full(session):
-        raise sqlalchemy.exc.OperationalError("", {}, Exception("disk is full"))
-
-    place = str(tmp_path / "sweep.db")
-
-    def begin():
-        with open_storage(place) as storage:
-            monkeypatch.setattr(sqlalchemy.orm.Session, "commit", full)
-            optuna.create_study(storage=storage)
-
-    with pytest.raises(OSError, match=f"--storage {place}: .* disk is full$"):
-        begin()
-
-
 def test_without_optuna_the_error_says_how_to_get_it(sweep, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert sweep(DECAYS) == 2
     assert "pip install 'spherical-optax[sweep]'" in capsys.readouterr().err
     with pytest.raises(UsageError, match="Optuna"):
         study.import_optuna()
-
-
-def test_published_grid_is_read_off_the_table():
-    space = published_space("adamsrt")
-    decays = [0.0, *(5e-4 / 2**k for k in range(6, -1, -1))]
-    assert space == {
-        "learning_rate": Choices([0.001]),
-        "b1": Choices([0.9]),
-        "b2": Choices([0.99, 0.999]),
-        "weight_decay": Choices(decays),
-    }
-    assert len(list(grid_points(space))) == 16
-    assert published_space("sgd")["learning_rate"] == Choices([0.1])
-    assert published_space("adamw")["weight_decay"] == Choices(decays)
-    with pytest.raises(UsageError, match="--preset spherical: --optimizer"):
-        published_space("adamp")
-
-
-def test_space_is_read():
-    texts = ["switch=local,global", "learning-rate=1e-4..0.1", "amsgrad=True,False"]
-    space = parse_space("swats", texts)
-    assert space == {
-        "switch": Choices(["local", "global"]),
-        "learning_rate": Range(1e-4, 0.1),
-        "amsgrad": Choices([True, False]),
-    }
-    assert Range(1e-4, 0.1).log
-    assert not Range(0, 0.1).log
 
 
 @pytest.mark.parametrize("storage", ["sweep.db", "sweep.journal"])
@@ -436,14 +339,3 @@ def test_trial_that_cannot_be_run_is_given_up(
         assert sweep(*texts) == 1
         assert "1 complete, 2 failed" in capsys.readouterr().out
     assert calls() == 1
-
-
-def test_edge_points_have_every_choice_and_both_ends():
-    space = {"b1": Choices([0.5, 0.9]), "b2": Range(0.1, 0.2), "eps": Choices([0])}
-    assert list(edge_points(space)) == [
-        {"b1": 0.5, "b2": 0.1, "eps": 0},
-        {"b1": 0.9, "b2": 0.1, "eps": 0},
-        {"b1": 0.5, "b2": 0.1, "eps": 0},
-        {"b1": 0.5, "b2": 0.2, "eps": 0},
-        {"b1": 0.5, "b2": 0.1, "eps": 0},
-    ]

@@ -305,6 +305,25 @@ def test_kernels_of_other_layouts(layout, axes):
     assert so.detect_invariance(loss, params, images()) == {"k": L, "kh": E}
 
 
+@pytest.mark.parametrize(
+    ("norm", "axes"),
+    [(batch_norm, (0, -1)), (layer_norm, (0,))],
+    ids=["batch", "layer"],
+)
+def test_layers_stacked_in_one_leaf(norm, axes):
+    def loss(params, x):
+        def layer(x, kernel):
+            return jnp.tanh(norm(x @ kernel)), None
+
+        x, _ = jax.lax.scan(layer, x, params["k"])
+        return head(x, params["kh"])
+
+    params = start({"k": (3, 12, 12), "kh": (12, 4)})
+    table = {**so.CHANNEL_AXES, "stacked": axes}
+    labels = so.detect_invariance(loss, params, vectors(), channel_axes=table)
+    assert labels == {"k": "stacked", "kh": E}
+
+
 def test_several_normalizations_of_one_convolution():
     def loss(params, x):
         x = conv(x, params["k0"])
