@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from tiny_training import STEPS, install, results, start, summary_of
-from torture import complete_checkpoints, ending, is_writing, newest_step
+from torture import complete_checkpoints, ending, is_writing, kill_when, newest_step
 
 from experiments import train as command
 from experiments.stopping import TERMINATED, StoppedRun, StopRequest
@@ -372,11 +372,11 @@ def test_killed_again_and_again_it_goes_on_to_the_same_bits(
         with start(*args, "--out", str(folder), "--resume") as process:
             assert "compiled in" in process.stdout.readline()
             if moment == "written":
-                wait_for(process, lambda: is_writing(folder))
+                assert kill_when(process, lambda: is_writing(folder))
             else:
                 wait_for(process, lambda: newest_step(folder) > reached[-1])
                 time.sleep(rng.uniform(0, 0.2))
-            process.kill()
+                process.kill()
             _, err = process.communicate()
         assert (process.returncode, err) == (-signal.SIGKILL, "")
         if moment == "written":

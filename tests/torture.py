@@ -6,6 +6,7 @@ that comes out differently, and prints how many kills were survived.
 """
 
 import argparse
+import os
 import random
 import signal
 import subprocess
@@ -61,6 +62,23 @@ def wait_for(process: subprocess.Popen, condition) -> bool:
     return True
 
 
+def kill_when(process: subprocess.Popen, condition) -> bool:
+    """Kills it while the condition holds; False if it ends before.
+
+    What holds for some milliseconds may be over before a signal arrives. So the process
+    is halted first, looked at while nothing moves, and let go on if it was too late.
+    """
+    while wait_for(process, condition):
+        process.send_signal(signal.SIGSTOP)
+        halted = os.WSTOPPED | os.WEXITED | os.WNOWAIT
+        os.waitid(os.P_PID, process.pid, halted)
+        if condition():
+            process.kill()
+            return True
+        process.send_signal(signal.SIGCONT)
+    return False
+
+
 def kill_once(args: Sequence[str], folder: Path, moment: str, rng: random.Random):
     """Starts or resumes a run, and kills it; False if it has ended before.
 
@@ -75,7 +93,7 @@ def kill_once(args: Sequence[str], folder: Path, moment: str, rng: random.Random
         else:
             process.stdout.readline()  # what it says when all is compiled
             if moment == "writing":
-                alive = wait_for(process, lambda: is_writing(folder))
+                kill_when(process, lambda: is_writing(folder))
             else:
                 alive = wait_for(process, lambda: newest_step(folder) > reached)
                 time.sleep(rng.uniform(0, 0.2) if alive else 0)
