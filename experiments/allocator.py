@@ -5,6 +5,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from experiments.starting import holding_signals
+
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 """Arrays lie in pages of 2 MB, where the system gives them to who asks.
 
@@ -32,7 +34,8 @@ def start_with(settings: Mapping[str, str]) -> None:
     """Starts this program anew with environment variables; on Linux alone.
 
     Does nothing if one of them is set already: then this was done, or the user has a
-    say.
+    say. Signals wait until the new program is ready for them.
     """
     if sys.platform == "linux" and not settings.keys() & os.environ.keys():
-        os.execve(sys.executable, sys.orig_argv, {**os.environ, **settings})
+        with holding_signals():
+            os.execve(sys.executable, sys.orig_argv, {**os.environ, **settings})

@@ -8,7 +8,7 @@ trains a small ResNet with AdamSRT on the handwritten digits of scikit-learn;
 With ``--resume`` a run that was stopped, or killed, goes on to the same last bit.
 """
 
-from experiments.starting import holding_signals, leave_at_once
+from experiments.starting import leave_at_once
 
 # isort: split
 # Only now what takes seconds to import.
@@ -312,6 +312,5 @@ def opening_line(config: Config, trainer: Trainer, keeper: Keeper) -> str:
 
 
 if __name__ == "__main__":
-    with holding_signals():
-        use_huge_pages()  # may start the program anew
+    use_huge_pages()  # may start the program anew
     sys.exit(main())

@@ -21,13 +21,17 @@ print("importing", flush=True)
 time.sleep(60)
 """
 ANEW = """
-import os, signal, sys
-from experiments.starting import holding_signals
+import os, signal
+from experiments.allocator import start_with
 print("importing", flush=True)
 assert "ANEW" not in os.environ
-with holding_signals():
+
+def execve(*args, begin=os.execve):
     os.kill(os.getpid(), signal.SIGTERM)
-    os.execve(sys.executable, sys.orig_argv, {**os.environ, "ANEW": "1"})
+    begin(*args)
+
+os.execve = execve
+start_with({"ANEW": "1"})
 """
 
 
@@ -84,7 +88,7 @@ def begin(module, *args, jax=None, folder=None, **options):
     )
 
 
-COMMANDS = ("train", "reproduce", "report", "sweep", "bench")
+COMMANDS = ("train", "find_lr", "reproduce", "report", "sweep", "studies", "bench")
 
 
 @pytest.mark.parametrize("module", COMMANDS)

@@ -1,9 +1,8 @@
 """``python -m experiments.bench``."""
 
-from experiments.starting import holding_signals
+import experiments.starting  # noqa: F401 - before what takes seconds to import
 
 # isort: split
-# Only now what takes seconds to import.
 import os
 import sys
 
@@ -16,6 +15,5 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from experiments.bench.command import main
 from experiments.bench.machine import keep_freed_memory
 
-with holding_signals():
-    keep_freed_memory()  # may start the program anew
+keep_freed_memory()  # may start the program anew
 sys.exit(main())
