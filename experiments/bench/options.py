@@ -44,8 +44,8 @@ class Options:
     mu_dtype: Annotated[Literal["float32", "bfloat16"] | None, _own("DTYPE")] = None
     """Of the first moment, in optimizers that let one choose."""
     rounds: int = 25
-    """Samples of each contender, where there is time for them; in compile a tenth, but
-    three at least."""
+    """Samples of each contender, where there is time for them; in compile a fifteenth,
+    but two at least."""
     row_seconds: float = 2.0
     """When the rounds of a row have taken so long, three of them suffice; in train,
     five times that; not in compile."""

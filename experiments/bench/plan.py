@@ -77,7 +77,7 @@ def _step(options: Options) -> Iterator[Task]:
 
 def _compile(options: Options) -> Iterator[Task]:
     model = options.model or "densenet121"
-    rounds = min(options.rounds, max(3, math.ceil(options.rounds / 10)))
+    rounds = min(options.rounds, max(2, math.ceil(options.rounds / 15)))
     settings = {"model": model, "rounds": rounds}
 
     def measure(names: Sequence[str]) -> Results:
