@@ -123,15 +123,15 @@ def detect_invariance(
       \frac{|\langle g, x\rangle|}{|g|\,|x|} \le \frac{\text{tolerance}}{\sqrt{d}}
 
     where :math:`d` is the size of the group and :math:`1 / \sqrt d` the cosine that two
-    random vectors have. What passes is confirmed: all its groups are scaled by random
-    factors, and the loss has to stay, and gradients to shrink as the weights grow. A
-    cosine above a fifth of what is allowed has to shrink with them, as one does that
-    is due to the ``epsilon`` inside of a normalization. Where the loss or gradients do
-    not stay, as in deep networks in which an ``epsilon`` flips units, the same is asked
-    of weights 32 times as large, if their cosine falls as it does for an ``epsilon``: a
-    bias or a shortcut makes it fall more slowly. Of the labels that hold, the finest
-    wins: ``"filter"`` before ``"layer"``; a leaf for which none holds is
-    ``"euclidean"``.
+    random vectors have. What passes is confirmed: half as large it has to pass as well,
+    but for what an ``epsilon`` adds; then all its groups are scaled by random factors,
+    and the loss has to stay, and gradients to shrink as the weights grow. A cosine above
+    a fifth of what is allowed has to shrink with them, as one does that is due to the
+    ``epsilon`` inside of a normalization. Where the loss or gradients do not stay, as in
+    deep networks in which an ``epsilon`` flips units, the same is asked of weights 32
+    times as large, if their cosine falls as it does for an ``epsilon``: a bias or a
+    shortcut makes it fall more slowly. Of the labels that hold, the finest wins:
+    ``"filter"`` before ``"layer"``; a leaf for which none holds is ``"euclidean"``.
 
     Args:
       loss_fn: ``loss_fn(params, *args)`` returns a real number; any function of any
@@ -158,7 +158,7 @@ def detect_invariance(
       ValueError: ``loss_fn`` is no function, or returns no real number, or one that is
         not finite at ``params`` or anywhere near, or not the same when called again;
         two leaves have one path; ``channel_axes`` has no label for weights on no
-        sphere.
+        sphere, or names an axis of a leaf twice; ``seed`` is no integer of at least 0.
 
     Warns:
       UserWarning: once, naming the leaves that no gradient reaches close to ``params``,
@@ -190,6 +190,8 @@ def detect_invariance(
             "channel_axes must have a label with axes None, for weights on no sphere"
         )
     check_numbers(positive={"tolerance": tolerance})
+    if not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise ValueError(f"seed must be an integer of at least 0, got {seed!r}")
     if not callable(loss_fn):
         raise ValueError(f"loss_fn must be a function, got {loss_fn!r}")
     check_paths(params)
@@ -217,7 +219,7 @@ def _row(path: str, leaves: list[MeasuredLeaf], flat: str) -> InvarianceRow:
 
     These have one label, so that it has to hold for each of them.
     """
-    labels = {leaf.label or flat for leaf in leaves}
+    labels = {flat if leaf.label is None else leaf.label for leaf in leaves}
     label = labels.pop() if len(labels) == 1 else flat
     cosine = _worst([leaf.cosine for leaf in leaves])
     loss_change = _worst([leaf.loss_change for leaf in leaves])

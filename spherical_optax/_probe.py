@@ -16,12 +16,6 @@ Points = list[np.ndarray]
 
 # The part of a perturbation that leaves most signs as they are.
 NEAR = 0.2
-# What JAX raises where Python looks at a value.
-NOT_TRACEABLE = (
-    jax.errors.ConcretizationTypeError,
-    jax.errors.TracerArrayConversionError,
-    jax.errors.TracerIntegerConversionError,
-)
 
 
 class Evaluation(NamedTuple):
@@ -35,7 +29,7 @@ class Evaluation(NamedTuple):
 class Probe:
     """A loss as a function of the floating point leaves of its parameters.
 
-    It is compiled, unless it looks at values in Python, with an ``if`` say.
+    It is compiled, unless it looks at values in Python, with an ``if`` or a slice say.
 
     Attributes:
       indices: which leaves of the parameters those are.
@@ -69,7 +63,12 @@ class Probe:
 
     def __call__(self, point: Points) -> Evaluation:
         """The loss and its gradients at a point."""
-        with jax.default_matmul_precision("highest"):
+        # Where a number is not finite, another point is tried.
+        with (
+            jax.default_matmul_precision("highest"),
+            jax.debug_nans(False),
+            jax.debug_infs(False),
+        ):
             loss, gradients = self._evaluate(point, self._arrays)
         return Evaluation(point, float(loss), [np.asarray(g) for g in gradients])
 
@@ -97,25 +96,33 @@ class Probe:
         raise AssertionError
 
     def _trace(self, loss):
-        """The loss as a program; None if it cannot be one."""
+        """The loss as a program; None if it cannot be one, but can be evaluated."""
         try:
             return self._trace_twice(loss)
-        except NOT_TRACEABLE:
-            result = loss([jnp.asarray(x) for x in self.start], self._arrays)
-            _check_real_number(jax.tree.map(jnp.asarray, result))
-            return None
         except jax.errors.UnexpectedTracerError as error:
             raise ValueError(
                 "loss_fn must return the same number for the same input, but it keeps"
                 " arrays from one call to the next: fix its random keys"
             ) from error
         except Exception as error:
-            if type(error).__name__ != "TraceContextError":  # of Flax NNX
-                raise
-            raise ValueError(
-                "loss_fn must return the same number for the same input, but it changes"
-                " a model that it shares with others: call nnx.merge(..., copy=True)"
-            ) from error
+            if type(error).__name__ == "TraceContextError":  # of Flax NNX
+                raise ValueError(
+                    "loss_fn must return the same number for the same input, but it"
+                    " changes a model that it shares with others: call"
+                    " nnx.merge(..., copy=True)"
+                ) from error
+            if isinstance(error, (TypeError, IndexError)) and self._evaluates(loss):
+                return None  # Python looks at values, with an ``if`` or a slice
+            raise
+
+    def _evaluates(self, loss) -> bool:
+        """Whether it is a number outside of a program."""
+        try:
+            result = loss([jnp.asarray(x) for x in self.start], self._arrays)
+        except Exception:
+            return False
+        _check_real_number(jax.tree.map(jnp.asarray, result))
+        return True
 
     def _trace_twice(self, loss):
         """The loss as a program; the same one if it is traced again."""
@@ -142,13 +149,15 @@ def perturb(
     strength: float = 1.0,
     amplification: Sequence[float] | None = None,
     near: bool = False,
+    keep_signs: bool = False,
 ) -> Points:
     """Draws a point around ``start``: at strength 1, half of each leaf is noise.
 
     Noise is as large as the leaf, and ``near`` the start a part of that, so that most
     signs are kept. Where a leaf is small or zero, as biases and last layers are at
     initialization, noise is what an initializer would give, near or not, times the
-    amplification of the leaf, so that no dependence hides behind a zero.
+    amplification of the leaf, so that no dependence hides behind a zero. To keep signs
+    each number other than zero is multiplied by one that is positive.
     """
     amplification = [1.0] * len(start) if amplification is None else amplification
 
@@ -161,7 +170,10 @@ def perturb(
         small = rms < usual / 2
         angle = math.pi / 4 * strength * (NEAR if near and not small else 1.0)
         scale = math.sin(angle) * (factor * usual if small else max(rms, usual))
-        return (math.cos(angle) * x + scale * noise).astype(x.dtype)
+        moved = math.cos(angle) * x + scale * noise
+        if keep_signs:
+            moved = np.where(x == 0, moved, x * np.exp(math.sin(angle) * noise.real))
+        return moved.astype(x.dtype)
 
     return [leaf(x, factor) for x, factor in zip(start, amplification, strict=True)]
 
@@ -175,6 +187,16 @@ def _is_array(leaf: Any) -> bool:
     return isinstance(leaf, (jax.Array, np.ndarray, np.generic))
 
 
+def _is_traceable(leaf: Any) -> bool:
+    """Whether it is an array of numbers or keys: no text, and no number of NumPy.
+
+    Those are as good as Python's, and may be a size or an index.
+    """
+    return isinstance(leaf, jax.Array) or (
+        isinstance(leaf, np.ndarray) and leaf.dtype.kind not in "OSUMm"
+    )
+
+
 def _is_measurable(leaf: Any) -> bool:
     return _is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.inexact) and leaf.size > 0
 
@@ -186,7 +208,7 @@ def _as_numpy(leaf: Any) -> np.ndarray:
 def _split_arrays(tree: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
     """The arrays of a tree, and how to put them back among everything else."""
     leaves, structure = jax.tree.flatten(tree)
-    where = [i for i, leaf in enumerate(leaves) if _is_array(leaf)]
+    where = [i for i, leaf in enumerate(leaves) if _is_traceable(leaf)]
 
     def rebuild(arrays):
         filled = list(leaves)

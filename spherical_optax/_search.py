@@ -13,14 +13,23 @@ from spherical_optax.labels import ChannelAxesTable
 FADING = 0.2
 # A gradient this small next to the largest is taken for rounding errors.
 NEGLIGIBLE = 1e-6
+# One of a group that is so small next to that of its leaf, as well.
+NEGLIGIBLE_GROUP = 1e-3
 # One that changes by so much when weights change in their last digit is, too.
 NOISE = 0.5
 # Small leaves are perturbed until they count for this part of what others do, but by
 # so many times as much at most.
 AMPLIFIED_TO, AMPLIFIED = 0.3, 1e3
+# How close points are, as a power of 1/2, and whether signs are kept: until one is
+# finite.
+TRIALS = (*((n, False) for n in range(6)), (1, True), (3, True))
 # Powers of two: weights are scaled without rounding, and where the scale does not
 # matter, everything after them is rounded alike.
 FACTORS = (0.5, 2.0, 4.0)
+# Weights so much smaller have to be free of scale as well, but for an epsilon. What
+# that adds to a cosine grows by 4, or by 16 behind a product of two outputs; twice that
+# is allowed.
+SHRUNK, GROWN = 0.5, 32.0
 # Weights so much larger leave the epsilon of a normalization next to no part. In a deep
 # network what is left of it at the start can flip units, and so turn gradients.
 ENLARGED = 32.0
@@ -49,7 +58,10 @@ class MeasuredLeaf:
 
     def __init__(self, path: str, shape: tuple[int, ...], table: ChannelAxesTable):
         self.path, self.shape = path, shape
-        self.candidates = _candidates(shape, table)
+        try:
+            self.candidates = _candidates(shape, table)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
         self.alive, self.dead, self.noise, self.known = 0, False, 0.0, False
         self.passed: list[tuple[str, float]] = []
         self.label: str | None = None
@@ -78,16 +90,20 @@ class Search:
         close that a unit that is dead at the start is dead there.
         """
         first = self._evaluate_nearby()
-        self._measure_noise(first)
+        nudged = [self._nudge(first)]
+        self._measure_noise(first, nudged[0])
         second = self._evaluate_nearby(self._amplification(first))
         near = self._evaluate_nearby(near=True)
-        if self.probe.precision > COARSE:
-            self._measure_noise(second)
-            self._measure_noise(near)
+        for evaluation in (second, near):
+            nudged.append(self._nudge(evaluation))
+            if self.probe.precision > COARSE:
+                self._measure_noise(evaluation, nudged[-1])
         self.bases = [first, second]
-        cosines = [self._cosines(evaluation) for evaluation in (first, second, near)]
+        points = list(zip((first, second, near), nudged, strict=True))
+        cosines = [self._cosines(*point) for point in points]
         for i, leaf in enumerate(self.leaves):
             leaf.dead = not np.any(near.gradients[i])
+            leaf.alive = sum(self._is_alive(i, evaluation) for evaluation, _ in points)
             self._judge(leaf, [found[i] for found in cosines])
         while waiting := [x for x in self.leaves if x.passed and x.label is None]:
             self._confirm(waiting)
@@ -95,23 +111,29 @@ class Search:
     def _evaluate_nearby(
         self, amplification: Sequence[float] | None = None, near: bool = False
     ) -> Evaluation:
-        """A random point at which the loss and its gradients are finite."""
-        for halvings in range(6):
+        """A random point at which the loss and its gradients are finite.
+
+        Ever closer, and last with the signs of the start: some have to be positive.
+        """
+        for halvings, keep_signs in TRIALS:
             strength = 0.5**halvings
-            point = perturb(self.probe.start, self.rng, strength, amplification, near)
+            point = perturb(
+                self.probe.start, self.rng, strength, amplification, near, keep_signs
+            )
             evaluation = self.probe(point)
             finite = all(np.all(np.isfinite(g)) for g in evaluation.gradients)
             if finite and math.isfinite(evaluation.loss):
                 return evaluation
         raise ValueError(
             "loss_fn must be finite near params: neither it nor its gradients were, at"
-            " any of the points that were tried"
+            " any of the points that were tried. Parameters that may not be moved can"
+            " be passed through args"
         )
 
-    def _measure_noise(self, evaluation: Evaluation) -> None:
-        """How much gradients change where the weights change by their rounding."""
+    def _nudge(self, evaluation: Evaluation) -> Evaluation:
+        """Where the weights are changed by their rounding."""
         spacing = self.probe.precision
-        nudged = self.probe(
+        return self.probe(
             [
                 (x * (1 + 2 * spacing * self.rng.standard_normal(x.shape))).astype(
                     x.dtype
@@ -119,6 +141,9 @@ class Search:
                 for x in evaluation.point
             ]
         )
+
+    def _measure_noise(self, evaluation: Evaluation, nudged: Evaluation) -> None:
+        """How much the gradients of leaves change with the rounding of weights."""
         for leaf, g, other in zip(
             self.leaves, evaluation.gradients, nudged.gradients, strict=True
         ):
@@ -148,22 +173,39 @@ class Search:
             for leaf, strength in zip(self.leaves, strengths, strict=True)
         ]
 
-    def _cosines(self, evaluation: Evaluation) -> list[dict[str, np.ndarray]]:
-        """The cosine of every group at a point; NaN where there is no gradient."""
+    def _is_alive(self, i: int, evaluation: Evaluation) -> bool:
+        """Whether a gradient reaches a leaf at a point."""
+        strengths = [_strength(g, x) for g, x in _pairs(evaluation)]
+        strong = strengths[i] > NEGLIGIBLE * max(strengths)
+        return strong and not self._is_noise(self.leaves[i])
+
+    def _cosines(
+        self, evaluation: Evaluation, nudged: Evaluation | None = None
+    ) -> list[dict[str, np.ndarray]]:
+        """The cosine of every group at a point; NaN where there is no gradient.
+
+        Nor where there is nothing but rounding errors, as told from a ``nudged`` point:
+        in 16 bits most are, to a part.
+        """
+        if self.probe.precision > COARSE:
+            nudged = None
         pairs = _pairs(evaluation)
         strengths = [_strength(g, x) for g, x in pairs]
-        least = NEGLIGIBLE * max(strengths)
         cosines: list[dict[str, np.ndarray]] = [{} for _ in pairs]
-        for leaf, (g, x), strength, found in zip(
-            self.leaves, pairs, strengths, cosines, strict=True
-        ):
-            leaf.alive += strength > least and not self._is_noise(leaf)
+        for i, (leaf, (g, x)) in enumerate(zip(self.leaves, pairs, strict=True)):
+            least = max(NEGLIGIBLE * max(strengths), NEGLIGIBLE_GROUP * strengths[i])
             for label in leaf.candidates:
                 axes = _group_axes(leaf.shape, self.table[label])
-                lengths = _lengths(g, axes) * _lengths(x, axes)
-                radial = _radial(g, x, axes)
+                slopes = _lengths(g, axes)
+                lengths = slopes * _lengths(x, axes)
+                seen = lengths > least
+                if nudged is not None:
+                    change = _lengths(wide(nudged.gradients[i]) - g, axes)
+                    seen &= change < NOISE * slopes
                 with np.errstate(divide="ignore", invalid="ignore"):
-                    found[label] = np.where(lengths > least, radial / lengths, np.nan)
+                    cosines[i][label] = np.where(
+                        seen, _radial(g, x, axes) / lengths, np.nan
+                    )
         return cosines
 
     def _judge(self, leaf: MeasuredLeaf, results: list[dict[str, np.ndarray]]) -> None:
@@ -197,7 +239,8 @@ class Search:
         """Scales the groups of all leaves at once; halves the list where it matters."""
         for leaf in leaves:
             leaf.loss_change = 0.0
-        for enlarge in (False, True):
+        smaller = all(self._holds_when_smaller(base, leaves) for base in self.bases)
+        for enlarge in (False, True) if smaller else ():
             changes = [self._change_of_loss(x, leaves, enlarge) for x in self.bases]
             for leaf in leaves:
                 relative = max(relative for relative, _ in changes)
@@ -212,6 +255,24 @@ class Search:
             self._confirm(leaves[half:])
         else:
             del leaves[0].passed[0]
+
+    def _holds_when_smaller(self, base: Evaluation, leaves: list[MeasuredLeaf]) -> bool:
+        """Whether gradients are orthogonal to smaller weights, too.
+
+        Not so where weights are clipped to a norm, say, and free of scale above it.
+        """
+        chosen = [i for i, leaf in enumerate(self.leaves) if leaf in leaves]
+        there = self._scaled(base, dict.fromkeys(chosen, np.asarray(SHRUNK)))
+        cosines = self._cosines(there, self._nudge(there))
+        for i in chosen:
+            leaf = self.leaves[i]
+            label, worst = leaf.passed[0]
+            found = cosines[i][label]
+            size = math.prod(leaf.shape) / found.size
+            allowed = self._allowed(leaf, self.tolerance) / math.sqrt(size)
+            if np.nanmax(found, initial=0.0) > max(allowed, GROWN * worst):
+                return False
+        return True
 
     def _change_of_loss(
         self, base: Evaluation, leaves: list[MeasuredLeaf], enlarge: bool
@@ -354,12 +415,9 @@ def _candidates(shape: tuple[int, ...], table: ChannelAxesTable) -> list[str]:
     """
     sizes = {}
     for label, axes in table.items():
-        if axes is None:
+        if axes is None or any(not -len(shape) <= n < len(shape) for n in axes):
             continue
-        try:
-            size = geometry.group_size(shape, axes)
-        except ValueError:
-            continue
+        size = geometry.group_size(shape, axes)
         if size >= 2:
             sizes[label] = size
     return sorted(sizes, key=lambda label: sizes[label])

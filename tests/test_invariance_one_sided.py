@@ -1,0 +1,145 @@
+"""Losses that JAX differentiates, and that ask more of the measurement than most.
+
+Weights that are free of scale on one side only, filters that are all but dead, batches
+of which Python reads values, and parameters that have to be positive.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from normalized_models import E, F, batch_norm, conv, head, relu, start
+
+import spherical_optax as so
+
+SHAPES = {"k": (12, 16), "head": (16, 4)}
+X = np.random.default_rng(1).normal(size=(32, 12)).astype(np.float32)
+
+
+def outputs(params, kernel, x):
+    return jnp.mean((relu(x @ kernel + 0.2) @ params["head"] - 1) ** 2)
+
+
+def lipschitz(params, x, most):
+    """The kernel is divided by its spectral norm, where that is too large."""
+    size = jnp.linalg.norm(params["k"], 2)
+    return outputs(params, params["k"] / jnp.maximum(1.0, size / most), x)
+
+
+def max_norm(params, x, most):
+    size = jnp.linalg.norm(params["k"])
+    return outputs(params, params["k"] * jnp.minimum(1.0, most / size), x)
+
+
+def max_norm_of_filters(params, x, most):
+    size = jnp.linalg.norm(params["k"], axis=0)
+    return outputs(params, params["k"] * jnp.minimum(1.0, most / size), x)
+
+
+@pytest.mark.parametrize("loss", [lipschitz, max_norm, max_norm_of_filters])
+@pytest.mark.parametrize("seed", range(3))
+def test_weights_without_a_scale_while_they_are_large(loss, seed):
+    """Half as large they have one: no sphere."""
+    params = start(SHAPES)
+    sizes = {
+        lipschitz: np.linalg.norm(params["k"], 2),
+        max_norm: np.linalg.norm(params["k"]),
+        max_norm_of_filters: np.linalg.norm(params["k"], axis=0).min(),
+    }
+    most = 0.6 * float(sizes[loss])
+    labels = so.detect_invariance(loss, params, X, most, seed=seed)
+    assert labels == {"k": E, "head": E}
+
+
+@pytest.mark.parametrize(
+    ("seed", "epsilon"), [(0, 1e-10), (1, 1e-10), (4, 1e-10), (7, 1e-10), (5, 1e-13)]
+)
+def test_filters_that_are_active_in_one_place(seed, epsilon):
+    """Batch norm makes the same of them whatever their weights: gradients are noise."""
+    params = start({"k": (3, 3, 3, 32), "head": (32, 4)}, seed)
+    x = np.random.default_rng(seed).uniform(size=(16, 8, 8, 3)).astype(np.float32)
+
+    def loss(params, x):
+        y = relu(conv(x, params["k"]))
+        y = (y - y.mean((0, 1, 2))) / jnp.sqrt(y.var((0, 1, 2)) + epsilon)
+        return head(relu(y), params["head"])
+
+    assert so.detect_invariance(loss, params, x)["k"] == F
+
+
+def per_example(params, x):
+    return relu(batch_norm(x @ params["k"])) @ params["head"]
+
+
+READ_BY_PYTHON = {
+    "a mask": (lambda p, x, m: per_example(p, x)[m].mean(), np.arange(32) % 3 > 0),
+    "a shape": (
+        lambda p, x, n: per_example(p, x.reshape(n, -1)).mean(),
+        np.int64(32),
+    ),
+    "a slice": (lambda p, x, n: per_example(p, x)[:n].mean(), np.int64(20)),
+    "an array as a slice": (
+        lambda p, x, n: per_example(p, x)[: n[0]].mean(),
+        np.array([20]),
+    ),
+    "names": (
+        lambda p, x, names: per_example(p, x).mean() + len(names),
+        np.array(["a", "b"]),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", READ_BY_PYTHON)
+def test_what_python_reads_of_a_batch(case):
+    loss, other = READ_BY_PYTHON[case]
+    params = start(SHAPES)
+    jax.value_and_grad(loss)(params, X, other)  # JAX takes it
+    assert so.detect_invariance(loss, params, X, other) == {"k": F, "head": E}
+
+
+def gaussian(params, x):
+    z = batch_norm(x @ params["k"])
+    variance = params["variance"]
+    return jnp.mean((z - x[:, :3]) ** 2 / variance + jnp.log(variance))
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("check", [False, True])
+def test_parameters_that_have_to_be_positive(seed, check):
+    params = start({"k": (12, 3)})
+    params["variance"] = np.array([0.001, 0.1, 10], np.float32)
+    with jax.debug_nans(check):
+        labels = so.detect_invariance(gaussian, params, X, seed=seed)
+    assert labels == {"k": F, "variance": E}
+
+
+def test_a_loss_that_is_finite_at_one_point_alone():
+    def loss(params):
+        return jnp.where(params["k"][0, 0] == 1.0, jnp.sum(params["k"]), jnp.nan)
+
+    with pytest.raises(ValueError, match=r"finite near params: .* through args"):
+        so.detect_invariance(loss, {"k": jnp.ones((4, 4))})
+
+
+# ------------------------------------------------------------------ what it is told
+
+
+def test_an_empty_label_is_a_label():
+    def loss(params):
+        return jnp.sum((params["k"] / jnp.linalg.norm(params["k"]) + 1) ** 4)
+
+    table = {"": (), "euclidean": None}
+    params = start({"k": (4, 3)})
+    assert so.detect_invariance(loss, params, channel_axes=table) == {"k": ""}
+
+
+def test_axes_that_are_one():
+    table = {"out": (-1, 1), "euclidean": None}
+    with pytest.raises(ValueError, match=r"^k: channel_axes \(-1, 1\) name the same"):
+        so.detect_invariance(lambda p: 1.0, start({"k": (4, 3)}), channel_axes=table)
+
+
+@pytest.mark.parametrize("seed", [-1, 0.5, None, jax.random.key(0)])
+def test_seeds_that_are_none(seed):
+    with pytest.raises(ValueError, match=r"^seed must be an integer of at least 0"):
+        so.detect_invariance(lambda p: jnp.sum(p["k"]), start({"k": (4, 3)}), seed=seed)
