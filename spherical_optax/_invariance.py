@@ -125,13 +125,14 @@ def detect_invariance(
     where :math:`d` is the size of the group and :math:`1 / \sqrt d` the cosine that two
     random vectors have. What passes is confirmed: half as large it has to pass as well,
     but for what an ``epsilon`` adds; then all its groups are scaled by random factors,
-    and the loss has to stay, and gradients to shrink as the weights grow. A cosine above
-    a fifth of what is allowed has to shrink with them, as one does that is due to the
-    ``epsilon`` inside of a normalization. Where the loss or gradients do not stay, as in
-    deep networks in which an ``epsilon`` flips units, the same is asked of weights 32
-    times as large, if their cosine falls as it does for an ``epsilon``: a bias or a
-    shortcut makes it fall more slowly. Of the labels that hold, the finest wins:
-    ``"filter"`` before ``"layer"``; a leaf for which none holds is ``"euclidean"``.
+    and the loss has to stay, and gradients to shrink as the weights grow. A cosine
+    above a fifth of what is allowed has to shrink with them, as one does that is due to
+    the ``epsilon`` inside of a normalization. Where the loss or gradients do not stay,
+    as in deep networks in which an ``epsilon`` flips units, the same is asked of
+    weights 32 times as large, if their cosine falls as it does for an ``epsilon``: a
+    bias or a shortcut makes it fall more slowly. Of the labels that hold, the finest
+    wins: ``"filter"`` before ``"layer"``; a leaf for which none holds is
+    ``"euclidean"``.
 
     Args:
       loss_fn: ``loss_fn(params, *args)`` returns a real number; any function of any
