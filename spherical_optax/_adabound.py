@@ -8,7 +8,7 @@ import optax
 
 from spherical_optax import geometry
 from spherical_optax._checks import check_flag, check_numbers, is_traced, needs_params
-from spherical_optax._limits import bounded, capped, in_range, root_floor
+from spherical_optax._limits import bounded, capped, either, in_range, root_floor
 from spherical_optax._moments import (
     Number,
     add_decayed_weights,
@@ -31,6 +31,7 @@ class ScaleByAdaBoundState(NamedTuple):
     mu: optax.Updates  # shapes of the parameters
     nu: optax.Updates  # shapes of the parameters
     nu_max: optax.Updates  # shapes of the parameters; empty unless amsbound
+    first_rate: jax.Array  # shape=(); the learning rate of step 0, known after it
 
 
 def scale_by_adabound(
@@ -72,6 +73,7 @@ def scale_by_adabound(
             mu=zeros_like_params(params),
             nu=zeros_like_squares(params),
             nu_max=zeros_like_squares(params) if amsbound else (),
+            first_rate=jnp.zeros([]),
         )
 
     @jax.jit  # so that leaves of one shape are traced once for all
@@ -85,15 +87,14 @@ def scale_by_adabound(
         del params
         count = increment(state.count)
         rate = value_at(learning_rate, state.count)
-        start = learning_rate(0) if callable(learning_rate) else rate
-        scaled = 1.0
-        if callable(learning_rate):
-            scaled = geometry.divide(rate, jnp.asarray(start, float))
+        first = either(state.count == 0, jnp.asarray(rate, float), state.first_rate)
+        # Injected, a schedule may start at 0; nothing is relative to that.
+        scaled = either(first > 0, geometry.divide(rate, first), 1.0)
         final = capped(final_learning_rate * scaled)
         bias1, bias2 = bias_correction(b1, count), bias_correction(b2, count)
         corrected = capped(rate * jnp.sqrt(bias2) / bias1)
-        age = gamma * jnp.asarray(count, float)
-        lower = final * (1 - 1 / (age + 1))
+        age = capped(gamma * jnp.asarray(count, float))
+        lower = final * (age / (age + 1))
         upper = capped(final * (1 + capped(1 / age)))
         numbers = corrected, lower, upper, root_floor(eps)
         steps, mu, nu, nu_max = map_leaves(
@@ -104,7 +105,8 @@ def scale_by_adabound(
             state.nu,
             state.nu_max if amsbound else state.nu,
         )
-        return steps, ScaleByAdaBoundState(count, mu, nu, nu_max if amsbound else ())
+        nu_max = nu_max if amsbound else ()
+        return steps, ScaleByAdaBoundState(count, mu, nu, nu_max, first)
 
     return optax.with_extra_args_support(
         optax.GradientTransformation(init_fn, update_fn)
@@ -168,9 +170,9 @@ def adabound(
     Differences:
       The paper divides the learning rate by :math:`\sqrt{t}`; its first
       implementation, which this follows, does not. There a scheduler scales the
-      final learning rate through the ratio to the initial one; so it does here.
-      Under :func:`optax.inject_hyperparams` the initial value of a scheduled
-      learning rate is not known, and :math:`f = \alpha`.
+      final learning rate through the ratio to the initial one; so it does here, also
+      for a learning rate that :func:`optax.inject_hyperparams` changes. Where that
+      starts at 0, :math:`f = \alpha`.
 
     References:
       Luo et al., `Adaptive gradient methods with dynamic bound of learning rate
@@ -200,7 +202,7 @@ def adabound(
 def _check_start(learning_rate: optax.ScalarOrSchedule) -> None:
     if not callable(learning_rate):
         return
-    start = learning_rate(0)
+    start = learning_rate(jnp.zeros([], jnp.int32))
     if not is_traced(start) and not jnp.greater(start, 0):
         raise ValueError(
             "learning_rate must start above 0, as final_learning_rate is relative to"

@@ -125,8 +125,11 @@ def transport_and_retract_moment(
         denominator = either(known, denominator, 1.0)
         length = geometry.floored(after + eps)
         step = within_reach(geometry.reciprocal(length) * (x + r * m) - x, weights)
-        along = capped(either(known, yy, 1.0) / denominator)
-        away = capped(either(known, length * my, 0.0) / denominator)
+        # From no weights at all a step leads along the moment, and leaves none of it.
+        started = xx > 0
+        square = either(known, yy, 1.0)
+        along = capped(either(started, square, 0.0) / denominator)
+        away = capped(either(known & started, length * my, 0.0) / denominator)
         return step, bounded(along * m - away * (x + step)), squares
 
     inner = _along_moment(None, block, scale, channel_axes, move)

@@ -137,7 +137,20 @@ def _check(arguments, allowed, in_range, arrays) -> None:
             continue
         numbers = _numbers(value, arrays)
         if not all(math.isfinite(x) and in_range(x) for x in numbers):
-            raise ValueError(f"{name} must be {allowed}, got {value!r}")
+            raise ValueError(
+                f"{name} must be {allowed}, got {value!r}{_rounded(value)}"
+            )
+
+
+def _rounded(value: Any) -> str:
+    """Advice for a number that may have been rounded to what it is."""
+    dtype = getattr(value, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating) or dtype.itemsize > 2:
+        return ""
+    return (
+        ", as it was rounded to 16 bits or less: optax.inject_hyperparams needs"
+        " hyperparam_dtype=jnp.float32 for such weights"
+    )
 
 
 def _numbers(value: Any, arrays: bool) -> list[float]:

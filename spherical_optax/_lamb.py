@@ -1,5 +1,6 @@
 """LAMB: Adam's direction with a step as long as each layer's weights allow."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from spherical_optax import geometry
-from spherical_optax._checks import check_flag, check_numbers, needs_params
+from spherical_optax._checks import check_flag, check_numbers, is_traced, needs_params
 from spherical_optax._limits import (
     bounded,
     capped,
@@ -66,9 +67,10 @@ def scale_by_lamb(
       >>> state.weight_norm
       Array(5., dtype=float32)
     """
+    unbounded = not is_traced(max_weight_norm) and max_weight_norm == math.inf
     check_numbers(
         non_negative={"eps": eps, "weight_decay": weight_decay},
-        positive={"max_weight_norm": max_weight_norm},
+        positive={} if unbounded else {"max_weight_norm": max_weight_norm},
         below_one={"b1": b1, "b2": b2},
     )
     check_flag("bias_correction", bias_correction)
@@ -107,7 +109,7 @@ def scale_by_lamb(
         if bias_correction:
             rate, floor = adam_rate(b1, b2, eps, count)
         decay = capped(value_at(weight_decay, state.count))
-        longest = square_floor(max_weight_norm * max_weight_norm)
+        longest = square_floor(jnp.square(widen(max_weight_norm)))
         numbers = rate, floor, decay, longest
         steps, mu, nu, *norms = map_leaves(
             6,
@@ -153,7 +155,8 @@ def lamb(
       eps: :math:`\epsilon`, added to the denominator.
       weight_decay: :math:`\lambda`, a number or a schedule.
       bias_correction: whether to divide the moments by :math:`1 - b^t`.
-      max_weight_norm: :math:`c`, the largest weight norm that counts.
+      max_weight_norm: :math:`c`, the largest weight norm that counts; ``math.inf``
+        if all do.
 
     Returns:
       An optimizer. ``update`` needs the parameters. Its state keeps, of the last

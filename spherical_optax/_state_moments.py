@@ -61,10 +61,12 @@ def _carry_leaf(path, leaf, moves):
     for depth, name in enumerate(names):
         if name in _VECTORS + _SECOND_MOMENTS and path[depth + 1 :] in moves:
             shape, vector, second_moment = moves[path[depth + 1 :]]
-            leaf_ = widen(leaf)
-            carried = vector(leaf_) if name in _VECTORS else second_moment(leaf_)
-            fits = name in _SECOND_MOMENTS or leaf.shape == shape
-            if carried.shape != leaf.shape or not fits:
+            carried = None
+            if name in _SECOND_MOMENTS:
+                carried = second_moment(widen(leaf))
+            elif leaf.shape == shape:
+                carried = vector(widen(leaf))
+            if carried is None or carried.shape != leaf.shape:
                 where = path_string(path[depth + 1 :])
                 raise ValueError(
                     f"the moment {name!r} of the leaf {where!r} has shape"

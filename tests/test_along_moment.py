@@ -113,6 +113,13 @@ def test_a_step_that_is_longer_than_the_weights_costs_digits(name, size):
     assert error < 2.0**-21 * max(longer, 1.0)
 
 
+def test_nothing_is_left_of_a_moment_that_has_led_away_from_zero():
+    """Not the rounding errors either, which AdamG divides by epsilon."""
+    g = np.float32(np.random.default_rng(0).normal(size=(9, 16, 8)))
+    moment, _ = moment_after_a_step("adamg", np.zeros_like(g), g)
+    assert not np.any(moment)
+
+
 def moment_after_a_step(name, x, g):
     """The moment that is stored, and the weights before they return to a sphere."""
     options = {"labels": "filter"}

@@ -157,3 +157,18 @@ def test_signature(name):
         default = "" if empty else f"={parameter.default!r}"
         words.append(parameter.name + default)
     assert " ".join(words) == SIGNATURES[name]
+
+
+def test_schedules_are_given_arrays():
+    """As Optax does; the first value is asked for when an optimizer is made."""
+    optimizer = so.adabound(lambda count: 0.1 / (1 + count.astype(float)))
+    optimizer.init(jnp.ones(3))
+
+
+def test_no_bound_of_weight_norms():
+    optimizer = so.lamb(0.1, bias_correction=True, max_weight_norm=math.inf)
+    reference = optax.lamb(0.1)
+    x = 1e3 * jnp.arange(1.0, 4.0)
+    step, _ = optimizer.update(x, optimizer.init(x), x)
+    expected, _ = reference.update(x, reference.init(x), x)
+    np.testing.assert_allclose(step, expected, rtol=1e-6)

@@ -96,6 +96,30 @@ def test_injected_hyperparameters_can_be_changed(case):
     close(updates, expected[0])
 
 
+@pytest.mark.parametrize("falling", [True, False])
+def test_a_schedule_scales_the_final_learning_rate_of_adabound(falling):
+    """Injected as well; where that starts at 0, there is nothing to scale it by."""
+    schedule = optax.linear_schedule(*((0.01, 0.001) if falling else (0.0, 0.01)), 5)
+    options = {"final_learning_rate": 0.01, "gamma": 1.0}
+    params, gradients = problem()
+    injected = optax.inject_hyperparams(so.adabound)(learning_rate=schedule, **options)
+    updates, _ = run(injected, params, 3 * gradients)
+    if falling:
+        expected, _ = run(so.adabound(schedule, **options), params, 3 * gradients)
+        close(updates, expected)
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(updates[1:]))
+
+
+def test_hyperparameters_that_are_rounded_to_one():
+    params = {"k": jnp.ones((2, 3), jnp.bfloat16)}
+    make = functools.partial(optax.inject_hyperparams, so.adamp)
+    with pytest.raises(ValueError, match=r"^b2 must be .* hyperparam_dtype"):
+        make()(learning_rate=0.01).init(params)
+    optimizer = make(hyperparam_dtype=jnp.float32)(learning_rate=0.01)
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    assert np.all(np.asarray(updates["k"], float) < 0)
+
+
 @pytest.mark.parametrize(
     "case", [case for case in cases.DISTINCT if case.schedules], ids=cases.case_id
 )

@@ -375,3 +375,11 @@ def test_predictions_of_arrays(make):
     rates, norms = make([0.1, 0.2]), make([1.0, 3.0])
     found = so.equilibrium_rotation("adam", rates, gradient_norm=norms, **known)
     np.testing.assert_allclose(found, each, rtol=1e-6)
+
+
+@pytest.mark.parametrize("gamma", [1e-5, 1e-7, 1e-9])
+def test_the_lower_bound_of_adabound_does_not_cancel(gamma):
+    x = jnp.ones(3)
+    optimizer = so.adabound(1e-12, final_learning_rate=1.0, gamma=gamma)
+    step, _ = optimizer.update(x, optimizer.init(x), x)
+    np.testing.assert_allclose(step, -0.1 * gamma / (1 + gamma), rtol=1e-5)

@@ -333,3 +333,10 @@ def test_what_only_has_the_name_of_a_moment_is_left_alone():
     chex.assert_trees_all_equal(
         optax.tree.get(state, "mu"), optax.tree.get(expected, "mu")
     )
+
+
+def test_projected_moments_are_named():
+    optimizer = so.rescale_and_transport(optax.contrib.galore(0.01), (-1,))
+    params = {"k": jnp.ones((8, 4))}
+    with pytest.raises(ValueError, match=r"'mu' of the leaf 'k' has shape \(4, 4\)"):
+        optimizer.update(params, optimizer.init(params), params)
