@@ -100,10 +100,12 @@ class Search:
                 self._measure_noise(evaluation, nudged[-1])
         self.bases = [first, second]
         points = list(zip((first, second, near), nudged, strict=True))
-        cosines = [self._cosines(*point) for point in points]
+        everywhere = range(len(self.leaves))
+        cosines = [self._cosines(*point, everywhere) for point in points]
+        alive = [self._alive(evaluation) for evaluation, _ in points]
         for i, leaf in enumerate(self.leaves):
             leaf.dead = not np.any(near.gradients[i])
-            leaf.alive = sum(self._is_alive(i, evaluation) for evaluation, _ in points)
+            leaf.alive = sum(reached[i] for reached in alive)
             self._judge(leaf, [found[i] for found in cosines])
         while waiting := [x for x in self.leaves if x.passed and x.label is None]:
             self._confirm(waiting)
@@ -173,33 +175,36 @@ class Search:
             for leaf, strength in zip(self.leaves, strengths, strict=True)
         ]
 
-    def _is_alive(self, i: int, evaluation: Evaluation) -> bool:
-        """Whether a gradient reaches a leaf at a point."""
+    def _alive(self, evaluation: Evaluation) -> list[bool]:
+        """Which leaves a gradient reaches at a point."""
         strengths = [_strength(g, x) for g, x in _pairs(evaluation)]
-        strong = strengths[i] > NEGLIGIBLE * max(strengths)
-        return strong and not self._is_noise(self.leaves[i])
+        least = NEGLIGIBLE * max(strengths)
+        return [
+            strength > least and not self._is_noise(leaf)
+            for leaf, strength in zip(self.leaves, strengths, strict=True)
+        ]
 
     def _cosines(
-        self, evaluation: Evaluation, nudged: Evaluation | None = None
-    ) -> list[dict[str, np.ndarray]]:
-        """The cosine of every group at a point; NaN where there is no gradient.
+        self, evaluation: Evaluation, nudged: Evaluation, chosen: Sequence[int]
+    ) -> dict[int, dict[str, np.ndarray]]:
+        """The cosine of every group of some leaves; NaN where there is no gradient.
 
-        Nor where there is nothing but rounding errors, as told from a ``nudged`` point:
-        in 16 bits most are, to a part.
+        Or nothing but rounding errors, as told from a ``nudged`` point. Not in 16 bits,
+        where most are, to a part.
         """
-        if self.probe.precision > COARSE:
-            nudged = None
+        fine = self.probe.precision <= COARSE
         pairs = _pairs(evaluation)
         strengths = [_strength(g, x) for g, x in pairs]
-        cosines: list[dict[str, np.ndarray]] = [{} for _ in pairs]
-        for i, (leaf, (g, x)) in enumerate(zip(self.leaves, pairs, strict=True)):
+        cosines: dict[int, dict[str, np.ndarray]] = {i: {} for i in chosen}
+        for i in chosen:
+            leaf, (g, x) = self.leaves[i], pairs[i]
             least = max(NEGLIGIBLE * max(strengths), NEGLIGIBLE_GROUP * strengths[i])
             for label in leaf.candidates:
                 axes = _group_axes(leaf.shape, self.table[label])
                 slopes = _lengths(g, axes)
                 lengths = slopes * _lengths(x, axes)
                 seen = lengths > least
-                if nudged is not None:
+                if fine:
                     change = _lengths(wide(nudged.gradients[i]) - g, axes)
                     seen &= change < NOISE * slopes
                 with np.errstate(divide="ignore", invalid="ignore"):
@@ -263,7 +268,7 @@ class Search:
         """
         chosen = [i for i, leaf in enumerate(self.leaves) if leaf in leaves]
         there = self._scaled(base, dict.fromkeys(chosen, np.asarray(SHRUNK)))
-        cosines = self._cosines(there, self._nudge(there))
+        cosines = self._cosines(there, self._nudge(there), chosen)
         for i in chosen:
             leaf = self.leaves[i]
             label, worst = leaf.passed[0]

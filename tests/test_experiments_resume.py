@@ -10,7 +10,14 @@ from types import SimpleNamespace
 
 import pytest
 from tiny_training import STEPS, install, results, start, summary_of
-from torture import complete_checkpoints, ending, is_writing, kill_when, newest_step
+from torture import (
+    complete_checkpoints,
+    ending,
+    is_writing,
+    kill_when,
+    newest_step,
+    wait_for,
+)
 
 from experiments import train as command
 from experiments.stopping import TERMINATED, StoppedRun, StopRequest
@@ -351,14 +358,6 @@ def test_two_processes_do_not_work_on_one_run(stopped, train, capsys):
     assert train("--resume")[0] == 0
 
 
-def wait_for(process, condition):
-    deadline = time.monotonic() + 200
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
 def test_killed_again_and_again_it_goes_on_to_the_same_bits(
     train, never_stopped, tmp_path
 ):
@@ -374,7 +373,7 @@ def test_killed_again_and_again_it_goes_on_to_the_same_bits(
             if moment == "written":
                 assert kill_when(process, lambda: is_writing(folder))
             else:
-                wait_for(process, lambda: newest_step(folder) > reached[-1])
+                assert wait_for(process, lambda: newest_step(folder) > reached[-1])
                 time.sleep(rng.uniform(0, 0.2))
                 process.kill()
             _, err = process.communicate()
@@ -393,7 +392,7 @@ def test_sigterm_saves_then_time_is_up_then_it_goes_on(train, tmp_path):
     args = ["--epochs", "2000", "--optimizer", "sgd"]
     folder = tmp_path / "run"
     with start(*args, "--out", str(folder)) as process:
-        wait_for(process, lambda: (folder / "metrics.jsonl").exists())
+        assert wait_for(process, lambda: (folder / "metrics.jsonl").exists())
         process.terminate()
         out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (4, "")
