@@ -9,8 +9,9 @@ import numpy as np
 import optax
 
 from spherical_optax._checks import check_numbers
+from spherical_optax._look import MeasuredLeaf
 from spherical_optax._probe import Probe
-from spherical_optax._search import MeasuredLeaf, Search
+from spherical_optax._search import Search
 from spherical_optax.labels import (
     ChannelAxesTable,
     LabelTree,
@@ -199,8 +200,8 @@ def detect_invariance(
     probe = Probe(loss_fn, params, args)
     paths = paths_of_leaves(params)
     leaves = [
-        MeasuredLeaf(paths[i], x.shape, table)
-        for i, x in zip(probe.indices, probe.start, strict=True)
+        MeasuredLeaf(n, paths[i], x.shape, table)
+        for n, (i, x) in enumerate(zip(probe.indices, probe.start, strict=True))
     ]
     if leaves:
         probe.evaluate_start()

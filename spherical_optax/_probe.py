@@ -16,6 +16,8 @@ Points = list[np.ndarray]
 
 # The part of a perturbation that leaves most signs as they are.
 NEAR = 0.2
+# Programs whose numbers are spaced wider than this next to 1 have noisy gradients.
+COARSE = 1e-4
 
 
 class Evaluation(NamedTuple):
@@ -35,6 +37,7 @@ class Probe:
       indices: which leaves of the parameters those are.
       start: their values, float32 at least.
       precision: the spacing of numbers near 1 in the narrowest type computed in.
+      is_fine: whether that is so narrow that gradients are more than rounding errors.
     """
 
     def __init__(self, loss_fn: Callable[..., Any], params: Any, args: Sequence[Any]):
@@ -58,6 +61,7 @@ class Probe:
         )
         self._loss, jaxpr = self._choose_types(loss, narrow)
         self.precision = _precision(jaxpr, self.start)
+        self.is_fine = self.precision <= COARSE
         evaluate = jax.value_and_grad(self._loss)
         self._evaluate = evaluate if jaxpr is None else jax.jit(evaluate)
 
