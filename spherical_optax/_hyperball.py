@@ -401,21 +401,26 @@ def _step_on_sphere(
     def init_fn(params):
         return HyperballState(jnp.zeros([], jnp.int32), sphere.init(params))
 
+    @jax.jit  # so that leaves of one shape are traced once for all
+    def step(u, x, r, rate):
+        if r is None:
+            r = geometry.norm(bounded(x), channel_axes)
+        u = bounded(u)
+        unit = geometry.reciprocal(geometry.norm(u, channel_axes)) * u
+        return -capped(rate * r) * unit
+
     def update_fn(updates, state, params=None):
         rate = value_at(learning_rate, state.count)
-
-        def step(u, x, r):
-            if r is None:
-                r = geometry.norm(bounded(x), channel_axes)
-            u = bounded(u)
-            unit = geometry.reciprocal(geometry.norm(u, channel_axes)) * u
-            return -capped(rate * r) * unit
-
         if isinstance(radius, str) and radius == "initial":
-            steps = jax.tree.map(step, updates, params, state.sphere.radius)
+            steps = jax.tree.map(
+                lambda u, x, r: step(u, x, r, rate),
+                updates,
+                params,
+                state.sphere.radius,
+            )
         else:
             fixed = None if isinstance(radius, str) else radius
-            steps = jax.tree.map(lambda u, x: step(u, x, fixed), updates, params)
+            steps = jax.tree.map(lambda u, x: step(u, x, fixed, rate), updates, params)
         moved, kept = sphere.update(steps, state.sphere, params)
         return moved, HyperballState(increment(state.count), kept)
 

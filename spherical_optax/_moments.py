@@ -5,6 +5,7 @@ in float32 at least, so that float16 parameters with zero gradients stay finite,
 and they are stated the way the optimizers of this library need them.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -89,7 +90,7 @@ def zeros_like_groups(x: jax.Array, channel_axes: ChannelAxes) -> jax.Array:
 
     They lie on the devices of ``x``, split as it is along the channel axes.
     """
-    groups = jax.eval_shape(lambda x: geometry.dot(x, x, channel_axes), x)
+    groups = _squares.eval_shape(x, geometry.checked_axes(channel_axes))
     # A traced array lists all that is traced before it says that it is not sharded.
     where = None if is_traced(x) else getattr(x, "sharding", None)
     if not isinstance(where, NamedSharding) or not isinstance(x, jax.Array):
@@ -99,6 +100,11 @@ def zeros_like_groups(x: jax.Array, channel_axes: ChannelAxes) -> jax.Array:
     axes = (None if n in summed else split[n] for n in range(x.ndim))
     where = NamedSharding(where.mesh, PartitionSpec(*axes))
     return jnp.zeros(groups.shape, groups.dtype, device=where)
+
+
+@functools.partial(jax.jit, static_argnums=1)  # traced once for leaves of one shape
+def _squares(x: jax.Array, channel_axes: ChannelAxes) -> jax.Array:
+    return geometry.dot(x, x, channel_axes)
 
 
 def increment(count: jax.Array) -> jax.Array:

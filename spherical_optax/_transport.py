@@ -245,14 +245,15 @@ def retract_to_sphere(
             jax.tree.map(lambda x: norm_or_shape(x, channel_axes), params)
         )
 
-    def update_fn(updates, state, params=None):
-        def retract(u, x, r):
-            start = widen(x)
-            if r is None:
-                r = geometry.norm(start, channel_axes)
-            moved = geometry.retract(start, bounded(u), channel_axes, capped(r), eps)
-            return within_reach(moved - start, x)
+    @jax.jit  # so that leaves of one shape are traced once for all
+    def retract(u, x, r):
+        start = widen(x)
+        if r is None:
+            r = geometry.norm(start, channel_axes)
+        moved = geometry.retract(start, bounded(u), channel_axes, capped(r), eps)
+        return within_reach(moved - start, x)
 
+    def update_fn(updates, state, params=None):
         if from_init:
             return jax.tree.map(retract, updates, params, state.radius), state
         fixed = None if isinstance(radius, str) else radius
