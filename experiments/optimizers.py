@@ -134,9 +134,8 @@ def rotational(
     labels: Any = None,
 ) -> optax.GradientTransformation:
     """Balanced rotation over Adam: the angles that AdamW would settle at."""
-    return so.rotational(
-        optax.scale_by_adam(b1, b2, eps), learning_rate, weight_decay, labels=labels
-    )
+    base = optax.scale_by_adam(b1, b2, eps)
+    return so.rotational(base, learning_rate, weight_decay, b1=b1, labels=labels)
 
 
 @dataclass(frozen=True)

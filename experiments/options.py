@@ -52,7 +52,7 @@ class Hyperparameters:
     learning_rate: Number = None
     """At the first step; --schedule says what becomes of it."""
     weight_decay: Number = None
-    """Coupled L2; decoupled in adamw, adamp, sgdp, muon; within the norm in lamb."""
+    """Coupled L2; decoupled in adamw, adamp, sgdp, muon, rotational; in lamb's norm."""
     b1: Number = None
     """Decay rate of the first moment."""
     b2: Number = None
@@ -70,7 +70,7 @@ class Hyperparameters:
     amsgrad: Flag = None
     """swats: take the running maximum of the second moment."""
     delta: Number = None
-    """adamp, sgdp: weights with a cosine under it pass for scale-invariant."""
+    """adamp, sgdp: project where cosines are under delta / sqrt(size of group)."""
     wd_ratio: Number = None
     """adamp, sgdp: factor of the weight decay of scale-invariant weights."""
     threshold: Number = None

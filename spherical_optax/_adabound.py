@@ -143,8 +143,8 @@ def adabound(
       b1: decay rate of the first moment.
       b2: decay rate of the second moment.
       final_learning_rate: :math:`\alpha`, the learning rate of the SGD it ends as.
-      gamma: :math:`\gamma`, how fast the bounds close; they are twice apart after
-        about :math:`1 / \gamma` steps.
+      gamma: :math:`\gamma`, how fast the bounds close; after :math:`1 / \gamma` steps
+        they are half and twice the final learning rate.
       eps: :math:`\epsilon`, added to the denominator.
       weight_decay: :math:`\lambda`, a number or a schedule.
       amsbound: whether to use the running maximum (one more array of the

@@ -101,6 +101,16 @@ def test_weight_decay_arrives(name, first_step):
     )
 
 
+@pytest.mark.parametrize("b1", [0.9, 0.5])
+def test_rotational_turns_as_adamw_of_its_momentum_would(b1, first_step):
+    step = first_step("rotational", b1=b1, learning_rate=1e-3, weight_decay=0.1)
+    start = np.arange(1, 19.0).reshape(9, 2) / 9
+    turned = np.linalg.norm(step["conv"].reshape(9, 2), axis=0)
+    expected = so.equilibrium_rotation("adamw", 1e-3, 0.1, b1=b1)
+    angles = turned / np.linalg.norm(start, axis=0)
+    np.testing.assert_allclose(angles, expected, rtol=1e-3)
+
+
 def test_option_that_is_not_taken():
     with pytest.raises(UsageError, match="--threshold: adamp does not take it"):
         resolve_options("adamp", {"threshold": 1e-5})
