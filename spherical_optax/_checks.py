@@ -127,8 +127,13 @@ def needs_params(
 
 
 def _as_array(x: Any) -> Any:
-    """A number of Python as an array; arrays, and what stands for one, as they are."""
-    return x if hasattr(x, "dtype") else jnp.asarray(x, jnp.result_type(x))
+    """Numbers of Python and arrays of NumPy in the types that JAX has for them.
+
+    Arrays of JAX, and what stands for one, as they are.
+    """
+    if hasattr(x, "dtype") and not isinstance(x, (np.ndarray, np.generic)):
+        return x
+    return jnp.asarray(x, jnp.result_type(x))
 
 
 def _check(arguments, allowed, in_range, arrays) -> None:

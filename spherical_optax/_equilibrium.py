@@ -99,6 +99,8 @@ def equilibrium_rotation(
         below_one={"momentum": momentum, "b1": b1},
         arrays=True,
     )
+    if getattr(learning_rate, "dtype", jnp.float32) in (jnp.float16, jnp.bfloat16):
+        learning_rate = widen(learning_rate)  # its products would underflow
     strength = 2 * (learning_rate * weight_decay)
     if optimizer in MOMENTUM:
         gathered = 1 if optimizer in TRANSPORTED else 1 + momentum

@@ -9,6 +9,7 @@ References:
   them II: hyperball optimization <https://arxiv.org/abs/2606.16899>`_, 2026
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -401,30 +402,38 @@ def _step_on_sphere(
     def init_fn(params):
         return HyperballState(jnp.zeros([], jnp.int32), sphere.init(params))
 
-    @jax.jit  # so that leaves of one shape are traced once for all
-    def step(u, x, r, rate):
-        if r is None:
-            r = geometry.norm(bounded(x), channel_axes)
-        u = bounded(u)
-        unit = geometry.reciprocal(geometry.norm(u, channel_axes)) * u
-        return -capped(rate * r) * unit
-
     def update_fn(updates, state, params=None):
         rate = value_at(learning_rate, state.count)
+        axes = geometry.checked_axes(channel_axes)
+
+        def step(u, x, r):
+            return _step_of_length(u, x, r, rate, axes)
+
         if isinstance(radius, str) and radius == "initial":
-            steps = jax.tree.map(
-                lambda u, x, r: step(u, x, r, rate),
-                updates,
-                params,
-                state.sphere.radius,
-            )
+            steps = jax.tree.map(step, updates, params, state.sphere.radius)
         else:
             fixed = None if isinstance(radius, str) else radius
-            steps = jax.tree.map(lambda u, x: step(u, x, fixed, rate), updates, params)
+            steps = jax.tree.map(lambda u, x: step(u, x, fixed), updates, params)
         moved, kept = sphere.update(steps, state.sphere, params)
         return moved, HyperballState(increment(state.count), kept)
 
     return optax.GradientTransformation(init_fn, update_fn)
+
+
+@functools.partial(jax.jit, static_argnums=4)  # traced once for leaves of one shape
+def _step_of_length(
+    u: jax.Array,
+    x: jax.Array,
+    r: Number | None,
+    rate: Number,
+    channel_axes: ChannelAxes,
+) -> jax.Array:
+    """Against ``u``, as long as a part of the radius; ``None`` for the norm of x."""
+    if r is None:
+        r = geometry.norm(bounded(x), channel_axes)
+    u = bounded(u)
+    unit = geometry.reciprocal(geometry.norm(u, channel_axes)) * u
+    return -capped(rate * r) * unit
 
 
 def _every(

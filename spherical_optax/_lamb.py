@@ -78,7 +78,10 @@ def scale_by_lamb(
     def init_fn(params):
         def per_leaf(value):
             return jax.tree.map(
-                lambda x: jnp.full((), value, real_dtype(working_dtype(x))), params
+                lambda x: jnp.full_like(
+                    x, value, real_dtype(working_dtype(x)), shape=()
+                ),
+                params,
             )
 
         return ScaleByLambState(
@@ -96,9 +99,8 @@ def scale_by_lamb(
         mu, nu = ema(bound, m, b1), ema_of_squares(bound, v, b2)
         r = quotient(rate * mu, jnp.sqrt(nu) + floor) + decay * widen(x)
         xx, rr = (geometry.squared_norm(a, ()).reshape(()) for a in (x, r))
-        # Roots come last: XLA takes them once, and not in all that needs a norm.
-        weight_norm = jnp.sqrt(jnp.minimum(xx, longest.astype(xx.dtype)))
-        adam_norm = jnp.sqrt(rr)
+        weight_norm = _root(jnp.minimum(xx, longest.astype(xx.dtype)))
+        adam_norm = _root(rr)
         trust = _trust_ratio(weight_norm, adam_norm)
         kept = finite(trust * finite(r)), mu, nu  # the trust ratio may vanish
         return *cast_tree(kept, (g, m, v)), weight_norm, adam_norm, trust
@@ -206,4 +208,12 @@ def lamb(
 
 def _trust_ratio(weight_norm: jax.Array, adam_norm: jax.Array) -> jax.Array:
     some_zero = (weight_norm == 0) | (adam_norm == 0)
-    return either(some_zero, 1.0, capped(weight_norm / adam_norm))
+    return either(some_zero, 1.0, capped(weight_norm / root_floor(adam_norm)))
+
+
+def _root(square: jax.Array) -> jax.Array:
+    """Its root, with a derivative of 0 at 0.
+
+    Divided last: XLA does that once, and not in all that needs a norm.
+    """
+    return square / jnp.sqrt(square_floor(square))

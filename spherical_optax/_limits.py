@@ -168,7 +168,7 @@ def saturated(x: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
 
 def saturated_like(tree, like):
     """Casts a tree to the types of another one, as :func:`saturated`."""
-    return jax.tree.map(lambda x, y: saturated(x, y.dtype), tree, like)
+    return jax.tree.map(lambda x, y: saturated(x, jnp.result_type(y)), tree, like)
 
 
 def in_range(

@@ -98,7 +98,8 @@ def zeros_like_groups(x: jax.Array, channel_axes: ChannelAxes) -> jax.Array:
     split = (*where.spec, *[None] * x.ndim)
     summed = geometry.group_axes(x.ndim, channel_axes)
     axes = (None if n in summed else split[n] for n in range(x.ndim))
-    where = NamedSharding(where.mesh, PartitionSpec(*axes))
+    spec, kind = PartitionSpec(*axes), where.memory_kind
+    where = NamedSharding(where.mesh, spec, memory_kind=kind)
     return jnp.zeros(groups.shape, groups.dtype, device=where)
 
 
@@ -183,7 +184,7 @@ def adam_rate(
     bias2 = bias_correction(b2, count)
     # Roots and divisions come last: XLA does them once, and not in each loop.
     rate = jnp.sqrt(bias2) / bias_correction(b1, count)
-    return rate, jnp.sqrt(square_floor(eps * eps * bias2))
+    return rate, jnp.sqrt(square_floor(bias2 * eps * eps))
 
 
 def in_working_precision(

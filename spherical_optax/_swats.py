@@ -156,7 +156,7 @@ def scale_by_swats(
         dtype = real_dtype(jnp.result_type(jnp.float32, *jax.tree.leaves(params)))
 
         def per_leaf(dtype):
-            return jax.tree.map(lambda _: jnp.zeros([], dtype), params)
+            return jax.tree.map(lambda x: jnp.zeros_like(x, dtype, shape=()), params)
 
         return ScaleBySwatsState(
             count=jnp.zeros([], jnp.int32),

@@ -4,6 +4,7 @@ Each is a transformation usable in any :func:`optax.chain`, for leaves that shar
 their channel axes (see :mod:`spherical_optax.geometry`).
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -61,8 +62,10 @@ def rescale_and_transport(
       v \leftarrow \frac{|x_1|^2}{|x_2|^2 + \epsilon} v
 
     The moments are found in the state of ``inner`` by their names, wherever they
-    stand in it: ``mu`` and ``trace`` are vectors :math:`m`, ``nu`` (and AMSGrad's
-    ``nu_max``) second moments :math:`v`. All other state is left as it is.
+    stand in it: ``mu``, ``trace`` and AdEMAMix's ``m1`` and ``m2`` are vectors
+    :math:`m`, ``nu`` (and AMSGrad's ``nu_max``) second moments :math:`v`. The means of
+    absolute values of :func:`adam_abs` are scaled by the root of that. All other state
+    is left as it is.
 
     Args:
       inner: an optimizer that returns the whole step, learning rate included.
@@ -88,6 +91,9 @@ def rescale_and_transport(
 
     Differences:
       The paper does so with the moments of AdamS and of SGD alone: AdamSRT and SGD-MRT.
+      A name does not tell everything: the ``nu`` of ``optax.adamax`` is a largest
+      absolute value and the ``trace`` of ``optax.rmsprop(..., momentum=...)`` is of
+      steps that have no scale, but they are carried like the others.
 
     References:
       Roburin et al., `Spherical perspective on learning with normalization layers
@@ -108,7 +114,10 @@ def rescale_and_transport(
             carried = along * bounded(m) - capped(away) * widen(x1)
             return bounded(jnp.where(known, carried, m))
 
-        return vector, lambda v: held(shrink * held(v))
+        def magnitude(v):
+            return held(jnp.sqrt(shrink) * held(v))
+
+        return vector, magnitude, lambda v: held(shrink * held(v))
 
     check_transformation("inner", inner)
     inner = in_range(inner)
@@ -154,7 +163,7 @@ def transport_on_sphere(
             carried = along * bounded(m) - capped(away) * widen(x1)
             return bounded(jnp.where(known, carried, m))
 
-        return vector, lambda v: v
+        return vector, lambda v: v, lambda v: v
 
     check_transformation("inner", inner)
     return _carrying_moments("transport_on_sphere", inner, channel_axes, move)
@@ -245,15 +254,12 @@ def retract_to_sphere(
             jax.tree.map(lambda x: norm_or_shape(x, channel_axes), params)
         )
 
-    @jax.jit  # so that leaves of one shape are traced once for all
-    def retract(u, x, r):
-        start = widen(x)
-        if r is None:
-            r = geometry.norm(start, channel_axes)
-        moved = geometry.retract(start, bounded(u), channel_axes, capped(r), eps)
-        return within_reach(moved - start, x)
-
     def update_fn(updates, state, params=None):
+        axes = geometry.checked_axes(channel_axes)
+
+        def retract(u, x, r):
+            return _retract(u, x, r, eps, axes)
+
         if from_init:
             return jax.tree.map(retract, updates, params, state.radius), state
         fixed = None if isinstance(radius, str) else radius
@@ -262,6 +268,22 @@ def retract_to_sphere(
     return needs_params(
         "retract_to_sphere", optax.GradientTransformation(init_fn, update_fn)
     )
+
+
+@functools.partial(jax.jit, static_argnums=4)  # traced once for leaves of one shape
+def _retract(
+    u: jax.Array,
+    x: jax.Array,
+    r: jax.typing.ArrayLike | None,
+    eps: jax.typing.ArrayLike,
+    channel_axes: ChannelAxes,
+) -> jax.Array:
+    """The step to where ``x + u`` lies on the sphere; ``None`` for the norm of x."""
+    start = widen(x)
+    if r is None:
+        r = geometry.norm(start, channel_axes)
+    moved = geometry.retract(start, bounded(u), channel_axes, capped(r), eps)
+    return within_reach(moved - start, x)
 
 
 def check_radius(radius: jax.typing.ArrayLike | str) -> None:
@@ -301,11 +323,12 @@ def _carrying_moments(
     name: str,
     inner: optax.GradientTransformation,
     channel_axes: ChannelAxes,
-    move: Callable[[jax.Array, jax.Array], tuple[Callable, Callable]],
+    move: Callable[[jax.Array, jax.Array], tuple[Callable, Callable, Callable]],
 ) -> optax.GradientTransformationExtraArgs:
     """Runs ``inner``, then carries the moments in its state to the new point.
 
-    ``move(x1, x2)`` returns what becomes of a vector and of a second moment.
+    ``move(x1, x2)`` returns what becomes of a vector, of a mean of absolute values and
+    of a second moment.
     """
     inner = optax.with_extra_args_support(inner)
 

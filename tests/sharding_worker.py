@@ -110,6 +110,19 @@ def run_explicit(case):
     return 0
 
 
+def run_in_host_memory(case):
+    """What is kept of a group lies in the memory of its weights, too."""
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    where = {
+        name: NamedSharding(mesh, spec, memory_kind="pinned_host")
+        for name, spec in EXPLICIT.items()
+    }
+    state = case.make().init(place(tree(0), where))
+    kinds = {x.sharding.memory_kind for x in jax.tree.leaves(state) if x.ndim}
+    assert kinds == {"pinned_host"}, kinds
+    return 0
+
+
 def alone(case):
     """What a step makes on one device: weights and state."""
     optimizer, params = case.make(), tree(0)
@@ -123,7 +136,10 @@ def main() -> None:
     for case in cases.DISTINCT:
         expected = alone(case)
         runs = {x: partial(run_automatic, case, x, expected) for x in LAYOUTS}
-        for name, run in {**runs, "explicit": partial(run_explicit, case)}.items():
+        runs["explicit"] = partial(run_explicit, case)
+        if case.name in ("adams", "adamsrt", "adamg", "monitor_sphere"):
+            runs["host memory"] = partial(run_in_host_memory, case)
+        for name, run in runs.items():
             try:
                 counts[f"{case.id}: {name}"] = run()
             except Exception:

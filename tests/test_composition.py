@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec as P
 
 import spherical_optax as so
 
@@ -118,6 +119,84 @@ def test_hyperparameters_that_are_rounded_to_one():
     optimizer = make(hyperparam_dtype=jnp.float32)(learning_rate=0.01)
     updates, _ = optimizer.update(params, optimizer.init(params), params)
     assert np.all(np.asarray(updates["k"], float) < 0)
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (so.adamp, {"learning_rate": 0.1, "eps": 1e-4}),
+        (so.adams, {"learning_rate": 0.1, "eps": 1e-4}),
+        (
+            functools.partial(so.rotational, optax.identity()),
+            {"learning_rate": 1e-3, "weight_decay": 1e-4},
+        ),
+    ],
+)
+def test_hyperparameters_in_half_precision_have_products(make, options):
+    """Injected for weights of float16, in which ``eps`` squared is 0."""
+    numbers = jnp.arange(72.0).reshape(3, 3, 2, 4)
+    params, grads = {"conv": 1 + jnp.sin(numbers)}, {"conv": 1e-5 * jnp.cos(numbers)}
+    params, grads = optax.tree.cast((params, grads), jnp.float16)
+    injected = optax.inject_hyperparams(make)(**options)
+    ((step,), _), ((expected,), _) = (
+        run(optimizer, params, [grads]) for optimizer in (injected, make(**options))
+    )
+    assert np.any(step["conv"])
+    close(step, expected, rtol=2e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: optax.inject_hyperparams(so.hyperball)(
+            base=optax.trace(0.9), learning_rate=0.1
+        ),
+        lambda: optax.inject_hyperparams(so.project_to_norm)(radius=2.0),
+    ],
+    ids=["hyperball", "project_to_norm"],
+)
+def test_injected_steps_outside_of_programs_compile_nothing_anew(make):
+    params, gradients = problem()
+    optimizer = make()
+    state = optimizer.init(params)
+    for _ in range(2):
+        _, state = optimizer.update(gradients[0], state, params)
+    compiled = []
+
+    def note(event, _, **__):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        optimizer.update(gradients[1], state, params)
+        assert compiled == []
+        jax.jit(lambda x: x + 1)(1.0)
+        assert len(compiled) == 1  # it would be noted
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
+
+
+@each_case
+def test_a_loop_within_shard_map(case):
+    """What is kept varies over devices as the weights do, from the start."""
+    mesh = jax.make_mesh((1,), ("devices",), (jax.sharding.AxisType.Auto,))
+    optimizer = case.make()
+
+    @functools.partial(
+        jax.shard_map, mesh=mesh, in_specs=P("devices"), out_specs=P("devices")
+    )
+    def steps(params, grads):
+        def body(carry, _):
+            params, state = carry
+            updates, state = optimizer.update(grads, state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        start = params, optimizer.init(params)
+        return jax.lax.scan(body, start, None, length=2)[0][0]
+
+    params, gradients = problem()
+    jax.eval_shape(steps, params, gradients[0])
 
 
 @pytest.mark.parametrize(

@@ -362,3 +362,31 @@ def test_type_of_the_first_moment(case, argument, dtype):
     updates, new_state = jax.eval_shape(optimizer.update, params, state, params)
     chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
     chex.assert_trees_all_equal_shapes_and_dtypes(new_state, state)
+
+
+@each_case
+def test_arrays_of_numpy(case):
+    """In double precision, as NumPy makes them: as JAX has them, and no warning."""
+    arrays = cases.make_tree(case), cases.make_tree(case, 1)
+    doubles = jax.tree.map(lambda x: np.asarray(x, np.float64), arrays)
+    optimizer = case.make()
+    results = [
+        optimizer.update(grads, optimizer.init(params), params)
+        for params, grads in (arrays, doubles)
+    ]
+    chex.assert_trees_all_equal(*results)
+    chex.assert_trees_all_equal_shapes_and_dtypes(*results)
+
+
+@pytest.mark.parametrize("case", cases.OPTIMIZERS, ids=cases.case_id)
+def test_derivatives_through_a_step_where_biases_are_zero(case):
+    """As meta-learning takes them, at an initialization."""
+    optimizer, grads = case.make(), cases.make_tree(case, 1)
+    params = {**cases.make_tree(case), "bias": jnp.zeros(3)}
+
+    def loss(params):
+        updates, _ = optimizer.update(grads, optimizer.init(params), params)
+        moved = optax.apply_updates(params, updates)
+        return sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(moved))
+
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(jax.grad(loss)(params)))

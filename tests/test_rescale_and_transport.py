@@ -340,3 +340,25 @@ def test_projected_moments_are_named():
     params = {"k": jnp.ones((8, 4))}
     with pytest.raises(ValueError, match=r"'mu' of the leaf 'k' has shape \(4, 4\)"):
         optimizer.update(params, optimizer.init(params), params)
+
+
+def test_means_of_absolute_values_go_as_gradients_do():
+    """And not as squares: with the inverse of the norm, not of its square."""
+    x, g = jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0])
+    optimizer = so.rescale_and_transport(
+        optax.chain(so.adam_abs(1.0, 0.0, 0.99)), (), 0.0
+    )
+    step, state = optimizer.update(g, optimizer.init(x), x)
+    (nu,) = [nu for _, nu in optax.tree.get_all_with_path(state, "nu")]
+    shrink = np.linalg.norm(x) / np.linalg.norm(x + step)
+    np.testing.assert_allclose(nu, 0.01 * shrink * np.abs(g), rtol=1e-12)
+
+
+def test_both_averages_of_ademamix_are_vectors():
+    x, g = jnp.array([1.0, 0.0]), jnp.array([0.5, 1.0])
+    optimizer = so.rescale_and_transport(optax.contrib.ademamix(0.3), ())
+    step, state = optimizer.update(g, optimizer.init(x), x)
+    for name in ("m1", "m2"):
+        (m,) = [m for _, m in optax.tree.get_all_with_path(state, name)]
+        np.testing.assert_allclose(np.dot(m, x + step), 0, atol=1e-7)
+        assert np.any(m)
