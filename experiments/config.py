@@ -59,7 +59,7 @@ _ALLOWED: dict[str, _Rule] = {
     "batch_size": _AT_LEAST_ONE,
     "eval_batch_size": _AT_LEAST_ONE,
     "accumulate": _AT_LEAST_ONE,
-    "skip_nonfinite": _AT_LEAST_ZERO,
+    "skip_nonfinite": ("from 0 to 2147483647", lambda x: 0 <= x < 2**31),
     "image_size": _AT_LEAST_ONE,
     "validation_fraction": _BELOW_ONE,
     "seed": ("from 0 to 4294967295", lambda x: 0 <= x < 2**32),
@@ -102,6 +102,10 @@ def parse(args: Sequence[str]) -> Config:
     check_dataset_name(config.dataset)
     _check_values(config)
     options = resolve_options(config.optimizer, config.hyperparameters.given())
+    for name in ("milestones", "milestone_factor", "sgd_milestones"):
+        if name in given and config.schedule != "step":
+            option = "--" + name.replace("_", "-")
+            raise UsageError(f"{option}: for --schedule step, not {config.schedule}")
     if config.seeds is not None and "seed" in given:
         raise UsageError("--seed and --seeds: give one of them")
     return dataclasses.replace(

@@ -1,6 +1,7 @@
 """The run folder: what a run leaves behind, and how an older run is protected."""
 
 import contextlib
+import datetime
 import importlib.metadata
 import json
 import math
@@ -234,6 +235,7 @@ def _provenance() -> dict[str, Any]:
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     changes = _git("status", "--porcelain")
     return {
+        "began": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": ["python", "-m", "experiments.train", *sys.argv[1:]],
         "versions": {
             "python": platform.python_version(),

@@ -8,6 +8,7 @@ from experiments import errors
 from experiments.compiling import compiling_once
 from experiments.config import Config, of_each_seed
 from experiments.distributed import is_primary
+from experiments.errors import UsageError
 from experiments.keeper import how_it_ended
 from experiments.progress import say
 from experiments.results import FINISHED, find_runs
@@ -69,6 +70,10 @@ def _check_folders(runs: Sequence[Config]) -> None:
     """Raises the UsageError that a later run would end with."""
     for run in runs:
         assert run.out is not None
+        if (run.out.parent / CONFIG).exists():
+            raise UsageError(
+                f"--out {run.out.parent}: is the folder of a run; choose another"
+            )
         folder = RunFolder(run.out, run.overwrite, run.resume, writes=is_primary())
         if run.resume:
             how_it_ended(folder, run)

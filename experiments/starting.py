@@ -103,6 +103,9 @@ def _is_command() -> bool:
 
 
 if _is_command():
+    # The help texts are set in columns, and there is no end to it in very few.
+    if (_columns := os.environ.get("COLUMNS", "")).isdecimal() and int(_columns) < 40:
+        os.environ["COLUMNS"] = "40"
     for _number in _ENDS:
         signal.signal(_number, _exit)
     # A program that started this one anew may have held them.

@@ -61,6 +61,11 @@ def open_storage(place: str) -> Iterator["optuna.storages.BaseStorage"]:
     if path.suffix == ".journal":
         yield _open_journal(place)
         return
+    if "://" not in place and not {"?", "#", "%"}.isdisjoint(place):
+        raise UsageError(
+            f"--storage: the path of a .db or .sqlite file cannot have ?, # or %, got"
+            f" {place!r}; that of a .journal file can"
+        )
     url = place if "://" in place else f"sqlite:///{place}"
     try:
         storage = optuna.storages.RDBStorage(url)
@@ -261,6 +266,10 @@ class Search:
         """The complete trial with the highest value."""
         complete = self._get(self._optuna.trial.TrialState.COMPLETE)
         return max(complete, key=lambda trial: trial.value or 0.0, default=None)
+
+    def left(self) -> int:
+        """Trials that are yet to begin, where their number is given."""
+        return 0 if self._trials is None else max(0, self._trials - self._begun())
 
     def _begun(self) -> int:
         """Trials that count against the number to do."""

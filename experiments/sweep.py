@@ -293,6 +293,8 @@ def _args(shared: Sequence[str], params: Mapping[str, Any]) -> list[str]:
 def _conclude(search: Search, worker: Worker) -> int:
     """Says what was found; returns the exit code."""
     counts, best = search.counts(), search.best()
+    if search.left():
+        counts["not begun"] = search.left()
     _say(", ".join(f"{n} {kind}" for kind, n in counts.items()))
     if best:
         job = worker.job(best.params)
@@ -303,7 +305,7 @@ def _conclude(search: Search, worker: Worker) -> int:
         return worker.signals.exit_code()
     if counts.get("failed"):
         return errors.EXIT_FAILED
-    if counts.get("waiting") or counts.get("running"):
+    if not {"waiting", "running", "not begun"}.isdisjoint(counts):
         return errors.EXIT_OUT_OF_TIME
     return errors.EXIT_FINISHED
 

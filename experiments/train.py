@@ -65,6 +65,7 @@ _EXIT_CODES = {
 
 def main(args: Sequence[str] | None = None) -> int:
     """The command: returns its exit code."""
+    stop = None
     began = process_start() if args is None else time.monotonic()
     loading = time.monotonic() - began
     try:
@@ -95,7 +96,11 @@ def main(args: Sequence[str] | None = None) -> int:
         say(f"{stopped.reason} before the first step", stderr=True)
         return _end_unbegun(_EXIT_CODES[stopped.reason])
     except KeyboardInterrupt:
-        say("interrupted before the first step", stderr=True)
+        if stop is None or stop.begun_at is None:
+            say("interrupted before the first step", stderr=True)
+        else:
+            goes_on = "--resume goes on from the last checkpoint, if there is one"
+            say(f"interrupted twice, and not saved; {goes_on}", stderr=True)
         return _end_unbegun(errors.EXIT_INTERRUPTED)
 
 

@@ -248,13 +248,14 @@ class Trainer:
             make_schedule, config.schedule, steps, decay=config.milestone_factor
         )
         self.schedule = schedule(config.milestones)
+        of_sgd = config.sgd_milestones  # () for a rate that never falls
         build_optimizer = partial(
             make_optimizer,
             config.optimizer,
             config.hyperparameters.given(),
             self.schedule,
             label_spheres,
-            sgd_schedule=schedule(config.sgd_milestones or config.milestones),
+            sgd_schedule=schedule(config.milestones if of_sgd is None else of_sgd),
         )
         if config.monitor:
             build_optimizer = monitored(build_optimizer)

@@ -326,6 +326,7 @@ def test_table_in_the_readme_is_that_of_the_results():
         (["table", "--json", "missing.json"], "--json missing.json: No such file"),
         (["step", "--json", "other.json"], "--json other.json: not a file of python"),
         (["step", "--json", "folder"], "--json folder: Is a directory"),
+        (["step", "--json", "other.json/x"], "--json other.json: File exists"),
         (["step", "--readme", "other.json"], "--readme goes with table alone"),
         (
             ["table", "--json", "empty.json", "--figures", "other.json"],

@@ -145,6 +145,15 @@ def test_closed_output_is_no_error(module, args):
     assert (process.returncode, err) == (expected, b"")
 
 
+def test_help_ends_in_a_window_of_a_few_columns():
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "5"}
+    command = [sys.executable, "-m", "experiments.report", "--help"]
+    ended = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, timeout=60, check=True
+    )
+    assert b"--out" in ended.stdout
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_that_a_library_swallows_stops_the_run_at_its_next_look(number):
     with StopRequest() as stop:

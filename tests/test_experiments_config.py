@@ -74,6 +74,12 @@ def test_help_names_everything(capsys):
         (["--milestones", "0.5", "0.2"], ["--milestones", "rising", "0.5 0.2"]),
         (["--milestones", "2"], ["--milestones", "between 0 and 1"]),
         (["--milestone-factor", "-1"], ["--milestone-factor", ">= 0"]),
+        (["--skip-nonfinite", "2147483648"], ["--skip-nonfinite", "to 2147483647"]),
+        (["--milestones", "0.5"], ["--milestones", "--schedule step, not cosine"]),
+        (
+            ["--schedule", "constant", "--milestone-factor", "0.5"],
+            ["--milestone-factor", "--schedule step, not constant"],
+        ),
     ],
 )
 def test_bad_values_are_named_with_what_is_allowed(args, parts):

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -389,6 +390,29 @@ def test_claims_need_two_seeds_and_some_variation(runs):
     assert "no variation between seeds" in findings(runs)[claim].note
 
 
+def test_equal_numbers_of_which_the_mean_is_rounded_do_not_vary(runs):
+    for seed in range(3):
+        add(runs, "adam", seed, 100 * 343 / 355)
+        add(runs, "adams", seed, 100 * 344 / 355)
+    finding = findings(runs)["AdamS is more accurate than Adam"]
+    assert finding.verdict == "undecided"
+    assert "no variation between seeds" in finding.note
+
+
+def test_data_sets_of_one_title_have_figures_of_their_own(runs):
+    for place, accuracy in (("/a/cats", 50.0), ("/b/cats", 90.0), ("/c/кошки", 70.0)):
+        add(runs, "adam", 0, accuracy, dataset=f"folder:{place}")
+    add(runs, "adam", 0, 60.0, dataset="folder:/c/собаки")
+    report(runs)
+    titles = [table["title"].split(", ")[0] for table in tables(runs)]
+    assert set(titles) == {"folder:/a/cats", "folder:/b/cats"} | {
+        f"Folder {name}" for name in ("кошки", "собаки")
+    }
+    page = (runs / "report/report.md").read_text()
+    drawn = re.findall(r"\(figures/([^)]+)\)", page)
+    assert len(drawn) == len(set(drawn)) >= 4
+
+
 def test_claims_about_one_of_several_settings_are_ambiguous(runs):
     fast = {"learning_rate": 0.1, "weight_decay": 0.0}
     for seed in (0, 1):
@@ -499,6 +523,17 @@ def test_captions_carry_seeds_hardware_date_and_command(runs):
         assert "cpu, 2 CPU cores" in caption
         assert re.search(r"\d{4}-\d\d-\d\d", caption)
         assert "python -m experiments.reproduce --seeds 0..2" in caption
+
+
+def test_a_run_beside_a_grid_is_told_with_its_command(runs):
+    for seed in (0, 1):
+        add(runs / "grid", "adam", seed, 90.0 + seed)
+    (runs / "grid/commands.txt").write_text("python -m experiments.reproduce\n")
+    (single := runs / "single").mkdir()
+    config = json.loads((add(single, "lamb", 0, 80.0) / "config.json").read_text())
+    lines = report(runs).splitlines()
+    assert "python -m experiments.reproduce" in lines
+    assert shlex.join(config["command"]) in lines
 
 
 def test_page_escapes_what_it_shows():

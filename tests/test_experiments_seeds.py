@@ -98,6 +98,15 @@ def test_usage_errors(options, message, train, capsys):
     assert not folder.exists()
 
 
+def test_not_within_another_run(train, capsys):
+    """Nobody would look for them there."""
+    _, folder = train("--seed", "0")
+    assert train("--seeds", "1,2")[0] == 2
+    message = f"--out {folder}: is the folder of a run; choose another"
+    assert message in capsys.readouterr().err
+    assert not (folder / "seed1").exists()
+
+
 def test_a_run_in_the_way_is_found_before_the_first_begins(train, capsys):
     _, folder = train("--seeds", "1")
     assert train("--seeds", "0..1")[0] == 2

@@ -81,6 +81,23 @@ def test_tpe_tries_as_many_as_asked_for(sweep, calls, tmp_path, capsys):
     assert all(1e-3 <= value <= 0.5 for value in tried)
 
 
+def test_a_path_that_would_be_read_as_part_of_a_url(sweep, calls, capsys, tmp_path):
+    """SQLAlchemy would open another file, without a word."""
+    assert sweep(DECAYS, storage="a?b.db") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --storage: the path of a .db or .sqlite file")
+    assert calls() == 0
+    assert not (tmp_path / "a").exists()
+
+
+def test_trials_that_were_not_begun_in_time_are_left(sweep, calls, capsys):
+    options = ("weight_decay=1e-3..0.5", "--sampler", "tpe", "--trials", "3")
+    assert sweep(*options, "--time-limit", "1s") == 5
+    assert calls() == 0
+    assert "3 not begun" in capsys.readouterr().out
+    assert sweep(*options) == 0
+
+
 def test_run_below_the_median_is_given_up(sweep, tmp_path, capsys):
     values = "weight_decay=0,0.01,0.02,0.03,0.04,0.8"
     assert sweep(values, behaviour="slow if bad", epochs=8) == 0

@@ -122,6 +122,10 @@ def test_what_changes_the_numbers_and_what_does_not(train, tmp_path):
     base = numbers("base")
     assert numbers("seed", "--seed", "1")["test_loss"] != base["test_loss"]
     assert numbers("plain", "--no-augment")["train_loss"] != base["train_loss"]
+    steps = ("--optimizer", "swats", "--threshold", "1e9", "--schedule", "step")
+    falls = numbers("falls", *steps, "--milestones", "0.1")
+    never = numbers("never", *steps, "--milestones", "0.1", "--sgd-milestones")
+    assert never["train_loss"] != falls["train_loss"]
     batches = numbers("batches", "--eval-batch-size", "100")
     assert batches.pop("test_loss") == pytest.approx(base.pop("test_loss"), rel=1e-5)
     assert batches == base
@@ -312,6 +316,16 @@ def test_ctrl_c_before_the_first_step(train, monkeypatch, capsys):
     assert code == 130
     assert capsys.readouterr().err == "interrupted before the first step\n"
     assert not folder.exists()
+
+
+def test_second_ctrl_c_says_that_nothing_was_saved(train, monkeypatch, capsys):
+    def interrupted(config, stop, began):
+        stop.begun_at = began
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("experiments.train.train", interrupted)
+    assert train()[0] == 130
+    assert capsys.readouterr().err.startswith("interrupted twice, and not saved; ")
 
 
 @pytest.mark.parametrize(

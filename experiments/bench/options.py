@@ -100,6 +100,8 @@ def check(options: Options) -> None:
         raise UsageError("table needs --json FILE, the results to show")
     if options.what != "table" and options.readme is not None:
         raise UsageError("--readme goes with table alone")
+    if options.json is not None:
+        make_folder("--json", options.json.parent)
     if options.figures is not None:
         make_folder("--figures", options.figures)
 

@@ -13,6 +13,7 @@ a folder cannot be used.
 
 import datetime
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +118,6 @@ def _delete_figures(out: Path) -> None:
 
 def _section(column: Column, columns: Sequence[Column]) -> Section:
     config = column.config
-    title = f"{text.dataset_title(config['dataset'])}, {config['model']}"
     alike = [
         other.config
         for other in columns
@@ -125,18 +125,33 @@ def _section(column: Column, columns: Sequence[Column]) -> Section:
         == (config["dataset"], config["model"])
     ]
     different = {name: config.get(name) for name in differing(alike)}
+    title = _title(column, columns)
     if different:
         title += f", {text.settings_line(different)}"
-    number = columns.index(column)
-    slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:60]
+    slugs = [_slug(_title(other, columns)) for other in columns]
+    taken = slugs.count(_slug(_title(column, columns))) > 1
     return Section(
         column,
         title,
-        slug if not different else f"{slug}-{number}",
+        f"{_slug(title)}-{columns.index(column)}" if taken else _slug(title),
         [published_figure(setting) for setting in column.settings],
         judge_claims(column),
         text.provenance(column.runs, _commands(column.runs)),
     )
+
+
+def _title(column: Column, columns: Sequence[Column]) -> str:
+    """Data set and model, the former in full where others are called alike."""
+    dataset, model = column.config["dataset"], column.config["model"]
+    short = text.dataset_title(dataset)
+    others = {other.config["dataset"] for other in columns} - {dataset}
+    clash = any(text.dataset_title(other) == short for other in others)
+    return f"{dataset if clash else short}, {model}"
+
+
+def _slug(title: str) -> str:
+    """A title as part of a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:60]
 
 
 def _section_blocks(section: Section, out: Path) -> list[Block]:
@@ -198,6 +213,16 @@ def _caption(section: Section, what: str) -> str:
 
 
 def _commands(runs: Iterable[Run]) -> list[str]:
-    """The commands of the grids that the runs lie in."""
-    folders = dict.fromkeys(run.path.parent for run in runs)
-    return list(dict.fromkeys(line for f in folders for line in read_commands(f)))
+    """The commands of the grids that the runs lie in, and of the runs beside them.
+
+    None if there is no grid.
+    """
+    runs = list(runs)
+    grids = {run.path.parent: read_commands(run.path.parent) for run in runs}
+    lines = [line for commands in grids.values() for line in commands]
+    if lines:
+        alone = [run for run in runs if not grids[run.path.parent]]
+        lines += [
+            shlex.join(map(str, run.record.get("command") or [])) for run in alone
+        ]
+    return [line for line in dict.fromkeys(lines) if line]

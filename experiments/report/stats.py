@@ -43,9 +43,11 @@ class Contrast:
 
 
 def describe(values: Iterable[float]) -> Sample:
-    """Number, mean and standard deviation."""
+    """Number, mean and standard deviation; exactly 0 where all values are the same."""
     array = np.asarray(list(values), float)
     n = len(array)
+    if n > 1 and array.min() == array.max():  # the mean may be rounded
+        return Sample(n, float(array[0]), 0.0)
     mean = float(array.mean()) if n else math.nan
     return Sample(n, mean, float(array.std(ddof=1)) if n > 1 else math.nan)
 
