@@ -241,12 +241,17 @@ def _args_of_file(args: Sequence[str]) -> list[str]:
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     peek.add_argument("--config", nargs="?")
     peek.add_argument("--optimizer", nargs="?")
+    peek.add_argument("--switch", nargs="?")
     named, _ = peek.parse_known_args(args)
     if named.config is None:
         return []
-    options = _read(Path(named.config))
+    options, sources = _read(Path(named.config))
     options |= options.pop("hyperparameters", {})
-    if named.optimizer not in (None, options.get("optimizer")):
+    another = named.optimizer not in (None, options.get("optimizer"))
+    if another or named.switch not in (None, options.get("switch")):
+        # The protocol says again what it says for this one.
+        options = {k: v for k, v in options.items() if sources.get(k) != "protocol"}
+    if another:
         options = {k: v for k, v in options.items() if k not in _OF_THE_OPTIMIZER}
     spelled = []
     for name, value in options.items():
@@ -259,14 +264,15 @@ def _args_of_file(args: Sequence[str]) -> list[str]:
     return spelled
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The options in a run's config.json, under its key ``config``."""
+def _read(path: Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """The options in a run's config.json, and where each is from, if it says that."""
     try:
-        options = json.loads(path.read_text())["config"]
+        record = json.loads(path.read_text())
+        options, sources = record["config"], record.get("sources", {})
         known = {field.name for field in dataclasses.fields(Config)} - set(PLACE)
         unknown = set(options) - known
         hyperparameters = options.get("hyperparameters", {})
-        if not isinstance(hyperparameters, dict):
+        if not isinstance(hyperparameters, dict) or not isinstance(sources, dict):
             raise TypeError
         unknown |= set(hyperparameters) - set(_HYPERPARAMETERS)
     except OSError as error:
@@ -275,7 +281,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise UsageError(f"--config {path}: not the config.json of a run") from None
     if unknown:
         raise UsageError(f"--config {path}: unknown option {min(unknown)!r}")
-    return options
+    return options, sources
 
 
 def _description() -> str:

@@ -218,6 +218,19 @@ def test_swats_has_a_decay_for_each_phase(model, given, milestones, sgd_mileston
         assert chosen.final_learning_rate == 0.1
 
 
+@pytest.mark.parametrize("given", [["--optimizer", "adabound"], ["--switch", "local"]])
+def test_config_file_with_another_optimizer_or_switch_has_its_decays(given, tmp_path):
+    """What the protocol set is the protocol's to set again; what a user set stays."""
+    names = Names("cifar10", "densenet121", "swats")
+    args = [*("--switch", "global"), *("--batch-size", "64")]
+    first = parse(args_of(names, *args, protocol="swats"))
+    record = {"config": to_json(first), "sources": dict(first.sources)}
+    (file := tmp_path / "config.json").write_text(json.dumps(record))
+    again = parse(["--config", str(file), *given])
+    expected = parse(args_of(names, *given, "--batch-size", "64", protocol="swats"))
+    assert to_json(again) == to_json(expected)
+
+
 def test_decays_of_the_two_phases_arrive_at_the_optimizer():
     """With a gradient that never changes: the step of each phase, over 200 epochs."""
     config = parse(args_of(Names("cifar10", "resnet18", "swats"), protocol="swats"))
