@@ -21,7 +21,7 @@ from experiments.optimizers import OPTIMIZERS, flag, resolve_options
 from experiments.options import NAMES, PLACE, Config, Hyperparameters
 from experiments.periods import parse_period
 from experiments.protocols import PROTOCOLS, Names, Settings
-from experiments.values import parse_duration, parse_seeds
+from experiments.values import is_in_float32, parse_duration, parse_seeds
 
 __all__ = [
     "Config",
@@ -225,6 +225,8 @@ def _check_values(config: Config) -> None:
                 values = value if isinstance(value, tuple) else [value]
                 got = " ".join(map(str, values))
                 raise UsageError(f"{flag(name)} must be {allowed}, got {got}")
+        if isinstance(value, float) and not is_in_float32(value):
+            raise UsageError(f"{flag(name)} must be a number of float32, got {value:g}")
     parse_period("--checkpoint-every", config.checkpoint_every)
     if config.time_limit is not None:
         parse_duration("--time-limit", config.time_limit)

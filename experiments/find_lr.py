@@ -37,8 +37,9 @@ from experiments.models import label_spheres
 from experiments.optimizers import flag, make_optimizer
 from experiments.options import Hyperparameters
 from experiments.progress import say
+from experiments.schedules import listed
 from experiments.stopping import TERMINATED, StoppedRun, StopRequest
-from experiments.values import make_folder
+from experiments.values import is_in_float32, make_folder
 
 _SMOOTHING = 0.7  # share of the past in the smoothed loss
 _MOST_STEPS = 100_000
@@ -212,6 +213,8 @@ def growing_rates(options: Options) -> list[float]:
     ):
         if not least < value < math.inf:
             raise UsageError(f"{name} must be a number above {least:g}, got {value:g}")
+        if not is_in_float32(value):
+            raise UsageError(f"{name} must be a number of float32, got {value:g}")
     steps = math.log(options.end / options.start) / math.log(options.factor)
     if steps > _MOST_STEPS:
         raise UsageError(
@@ -223,14 +226,13 @@ def growing_rates(options: Options) -> list[float]:
 
 def make_loop(config: Config, dataset: Any, rates: Sequence[float]) -> Loop:
     """A run whose learning rate at each step is given."""
-    first, factor = rates[0], rates[1] / rates[0] if len(rates) > 1 else 1.0
     hyperparameters = {**config.hyperparameters.given(), "learning_rate": 1.0}
 
     def build(params: Any) -> Any:
         return make_optimizer(
             config.optimizer,
             hyperparameters,
-            lambda step: first * factor**step,
+            listed(rates),
             label_spheres,
             params,
         )

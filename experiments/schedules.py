@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import optax
 
 SCHEDULES = ("constant", "cosine", "step")
@@ -29,3 +30,8 @@ def make_schedule(
             falls[step] = falls.get(step, 1.0) * decay
         return optax.piecewise_constant_schedule(1.0, falls)
     raise ValueError(f"name must be one of {SCHEDULES}, got {name!r}")
+
+
+def listed(rates: Sequence[float]) -> optax.Schedule:
+    """From the count of steps to the rate in a list."""
+    return lambda step: jnp.asarray(rates, jnp.float32)[step]

@@ -7,6 +7,7 @@ from pathlib import Path
 from experiments.errors import UsageError
 
 _MOST_SEEDS = 10_000
+_FLOAT32 = 2.0**-126, 2.0**128 - 2.0**104
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -30,6 +31,11 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     if len(set(seeds)) < len(seeds):
         raise UsageError(f"--seeds names a seed twice: {text!r}")
     return tuple(seeds)
+
+
+def is_in_float32(value: float) -> bool:
+    """Whether float32 has a number next to it that is neither 0 nor infinite."""
+    return value == 0 or _FLOAT32[0] <= abs(value) <= _FLOAT32[1]
 
 
 def parse_duration(option: str, text: str) -> float:

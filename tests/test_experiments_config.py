@@ -63,6 +63,8 @@ def test_help_names_everything(capsys):
         (["--dataset", "mars"], ["--dataset", "'mars'", "digits"]),
         (["--learning-rate", "-1"], ["--learning-rate", ">= 0", "-1.0"]),
         (["--learning-rate", "nan"], ["--learning-rate", "finite", "nan"]),
+        (["--learning-rate", "1e-50"], ["--learning-rate", "float32", "1e-50"]),
+        (["--learning-rate", "1e308"], ["--learning-rate", "float32", "1e+308"]),
         (["--learning-rate", "inf"], ["--learning-rate", "finite", "inf"]),
         (["--weight-decay", "-0.1"], ["--weight-decay", ">= 0"]),
         (["--b1", "1"], ["--b1", "[0, 1)", "1.0"]),

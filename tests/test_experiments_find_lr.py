@@ -94,6 +94,7 @@ def test_no_suggestion_has_a_code_of_its_own(tiny, tmp_path, capsys):
     ("args", "message"),
     [
         (["--start", "0"], "--start must be a number above 0, got 0"),
+        (["--start", "1e-60"], "--start must be a number of float32, got 1e-60"),
         (["--end", "1e-9"], "--end must be a number above 1e-06"),
         (["--factor", "1"], "--factor must be a number above 1, got 1"),
         (["--stop-at", "nan"], "--stop-at must be a number above 1, got nan"),
