@@ -113,7 +113,8 @@ def test_stopped_twice_with_every_kind_of_state(
     if optimizer == "adamp":
         args += ["--monitor"]
     if optimizer == "swats":
-        args += ["--threshold", "0.05", "--sgd-milestones", "0.5"]
+        args += ["--threshold", "0.05", "--schedule", "step"]
+        args += ["--sgd-milestones", "0.5"]
     whole = never_stopped(*args)
     for looks in (17, 22):
         stop_at(looks)
@@ -218,7 +219,7 @@ def test_run_that_is_not_finite_is_not_repeated(train, capsys):
         (["--epochs", "4"], "--epochs is 4 here and 3 in"),
         (["--b1", "0.8"], "--b1 is 0.8 here and 0.9 in"),
         (["--dtype", "bfloat16"], "--dtype is bfloat16 here and float32 in"),
-        (["--milestones", "0.5"], "--milestones is [0.5] here and [0.33"),
+        (["--schedule", "step"], "--schedule is step here and cosine in"),
         (["--monitor"], "--monitor is True here and False in"),
     ],
 )
