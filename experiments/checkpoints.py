@@ -87,7 +87,7 @@ class Checkpoints:
         self._writing = step
         args = orbax().args
         try:
-            self.path.mkdir(exist_ok=True)  # the run's folder has to be there still
+            self.path.mkdir(parents=True, exist_ok=True)
             self._open_writer().save(
                 step,
                 args=args.Composite(

@@ -218,14 +218,6 @@ def test_what_orbax_says_of_no_error_of_the_system_is_its_first_line():
     assert reason(ValueError()) == "ValueError"
 
 
-def test_a_folder_that_is_gone_is_not_made_anew(tmp_path):
-    """The checkpoint would lie in a folder that is no run."""
-    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
-    with pytest.raises(CheckpointError, match="No such file"):
-        checkpoints.save(1, make_tree(), {})
-    assert not (tmp_path / "run").exists()
-
-
 def test_trial_measures_and_leaves_nothing(folder):
     checkpoints = Checkpoints(folder)
     assert 0 < checkpoints.seconds_to_save(make_tree()) < 60
