@@ -104,8 +104,9 @@ def parse(args: Sequence[str]) -> Config:
     options = resolve_options(config.optimizer, config.hyperparameters.given())
     for name in ("milestones", "milestone_factor", "sgd_milestones"):
         if name in given and config.schedule != "step":
-            option = "--" + name.replace("_", "-")
-            raise UsageError(f"{option}: for --schedule step, not {config.schedule}")
+            raise UsageError(
+                f"{flag(name)}: for --schedule step, not {config.schedule}"
+            )
     if config.seeds is not None and "seed" in given:
         raise UsageError("--seed and --seeds: give one of them")
     return dataclasses.replace(

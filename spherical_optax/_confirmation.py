@@ -1,6 +1,6 @@
 """Confirms labels: scales the groups of leaves, and looks what depends on it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -36,10 +36,16 @@ class Confirmation:
         that a leaf may have.
     """
 
-    def __init__(self, bases, allowed, table: ChannelAxesTable, tolerance: float, rng):
-        self.bases: Sequence[Look] = bases
-        self.allowed, self.table, self.tolerance = allowed, table, tolerance
-        self.rng: np.random.Generator = rng
+    def __init__(
+        self,
+        bases: Sequence[Look],
+        allowed: Callable[[MeasuredLeaf, float], float],
+        table: ChannelAxesTable,
+        tolerance: float,
+        rng: np.random.Generator,
+    ):
+        self.bases, self.allowed, self.table = bases, allowed, table
+        self.tolerance, self.rng = tolerance, rng
 
     def run(self, leaves: list[MeasuredLeaf]) -> None:
         """Scales the groups of all leaves at once; halves the list where it matters.

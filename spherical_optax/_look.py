@@ -61,8 +61,8 @@ class MeasuredLeaf:
 class Look:
     """The loss and its gradients at a point.
 
-    Where rounding errors can be told from gradients, because numbers are fine enough,
-    gradients are measured a second time, with the weights changed by their rounding.
+    :meth:`nudge` measures gradients a second time, with the weights changed by their
+    rounding, which tells gradients from rounding errors where numbers are fine enough.
     """
 
     def __init__(self, probe: Probe, point: Points):

@@ -235,6 +235,19 @@ def test_another_run_is_refused(options, message, train, stopped, capsys):
     assert (folder / "config.json").read_bytes() == config
 
 
+def test_another_run_of_other_milestones_is_refused(train, stop_at, capsys):
+    """A list, which JSON keeps as another type than the command has."""
+    steps = ("--schedule", "step", "--milestones")
+    stop_at(2)
+    _, folder = train(*steps, "0.25", "0.5")
+    stop_at(None)
+    capsys.readouterr()
+    assert train("--resume", *steps, "0.5")[0] == 2
+    message = f"--milestones is [0.5] here and [0.25, 0.5] in {folder / 'config.json'}"
+    assert capsys.readouterr().err == f"error: --resume: {message}\n"
+    assert train("--resume", *steps, "0.25", "0.5")[0] == 0
+
+
 def test_checkpoint_of_another_run_is_refused(train, stop_at, tmp_path, capsys):
     stop_at(5)
     _, folder = train()

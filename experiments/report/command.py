@@ -126,10 +126,10 @@ def _section(column: Column, columns: Sequence[Column]) -> Section:
     ]
     different = {name: config.get(name) for name in differing(alike)}
     title = _title(column, columns)
+    slugs = [_slug(_title(other, columns)) for other in columns]
+    taken = slugs.count(_slug(title)) > 1
     if different:
         title += f", {text.settings_line(different)}"
-    slugs = [_slug(_title(other, columns)) for other in columns]
-    taken = slugs.count(_slug(_title(column, columns))) > 1
     return Section(
         column,
         title,
