@@ -70,6 +70,15 @@ def config_of(optimizer="adam", seed=0, *, epochs=3, **options):
     }
 
 
+def add(runs, optimizer, seed, accuracy, *, epochs=3, status="finished", **options):
+    """A run whose last accuracy is ``accuracy`` percent."""
+    config = config_of(optimizer, seed, epochs=epochs, **options)
+    lines = [line_of(e, accuracy / 100 * e / epochs) for e in range(1, epochs + 1)]
+    name = f"{optimizer}-{seed}-{len(list(runs.glob('*')))}"
+    write_run(runs / name, config, lines, status)
+    return runs / name
+
+
 def _pretend():
     pairs = [argument.removeprefix("--").partition("=") for argument in sys.argv[1:]]
     options = {name.replace("-", "_"): value for name, _, value in pairs}

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import math
 import re
 import shlex
 import shutil
@@ -10,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from run_folders import config_of, line_of, write_run
-from scipy import stats as scipy_stats
+from run_folders import add, config_of, line_of, write_run
 
 from experiments import reproduce
 from experiments.config import ADDED_LATER, parse, to_json
-from experiments.report import published, stats, text
+from experiments.report import published, text
 from experiments.report.columns import columns_of
 from experiments.report.command import main
 from experiments.report.page import Code, Heading, Table, to_html, to_markdown
@@ -28,24 +26,10 @@ def runs(tmp_path):
     return tmp_path / "runs"
 
 
-def add(runs, optimizer, seed, accuracy, *, epochs=3, status="finished", **options):
-    """A run whose last accuracy is ``accuracy`` percent."""
-    config = config_of(optimizer, seed, epochs=epochs, **options)
-    lines = [line_of(e, accuracy / 100 * e / epochs) for e in range(1, epochs + 1)]
-    name = f"{optimizer}-{seed}-{len(list(runs.glob('*')))}"
-    write_run(runs / name, config, lines, status)
-    return runs / name
-
-
 def columns(runs):
     found, unreadable = find_runs([runs])
     assert unreadable == []
     return columns_of(found)
-
-
-def findings(runs):
-    (column,) = columns(runs)
-    return {f.claim: f for f in published.judge_claims(column)}
 
 
 def report(runs, *options):
@@ -355,50 +339,6 @@ def test_jpeg_is_not_compared_with_published_figures(runs):
     assert "/data" not in text
 
 
-def test_claims_hold_are_contradicted_or_undecided(runs):
-    for seed in range(5):
-        add(runs, "adam", seed, 90.0 + 0.1 * seed)
-        add(runs, "adams", seed, 92.0 + 0.1 * seed)
-        add(runs, "adamsrt", seed, 92.05 + 0.11 * seed)
-        add(runs, "adamw", seed, 95.0 + 0.1 * seed)
-    found = findings(runs)
-    verdicts = {claim: finding.verdict for claim, finding in found.items()}
-    assert verdicts["AdamS is more accurate than Adam"] == "holds"
-    assert verdicts["AdamSRT is more accurate than AdamS"] == "undecided"
-    assert verdicts["AdamSRT is more accurate than AdamW"] == "contradicted"
-    assert verdicts["AdamSRT is more accurate than AdamG"] == "not run"
-    note = found["AdamSRT is more accurate than AdamG"].note
-    assert note == "no finished run of adamg"
-    contrast = found["AdamS is more accurate than Adam"].contrast
-    assert contrast.estimate == pytest.approx(2.0)
-    assert 0 < contrast.low < 2 < contrast.high
-    report(runs)
-    assert (
-        runs / "report/figures/digits-scikit-learn-small-resnet-claims.svg"
-    ).exists()
-
-
-def test_claims_need_two_seeds_and_some_variation(runs):
-    add(runs, "adam", 0, 90.0)
-    add(runs, "adams", 0, 95.0)
-    claim = "AdamS is more accurate than Adam"
-    assert findings(runs)[claim].verdict == "undecided"
-    assert "needs two seeds each" in findings(runs)[claim].note
-    add(runs, "adam", 1, 90.0)
-    add(runs, "adams", 1, 95.0)
-    assert findings(runs)[claim].verdict == "undecided"
-    assert "no variation between seeds" in findings(runs)[claim].note
-
-
-def test_equal_numbers_of_which_the_mean_is_rounded_do_not_vary(runs):
-    for seed in range(3):
-        add(runs, "adam", seed, 100 * 343 / 355)
-        add(runs, "adams", seed, 100 * 344 / 355)
-    finding = findings(runs)["AdamS is more accurate than Adam"]
-    assert finding.verdict == "undecided"
-    assert "no variation between seeds" in finding.note
-
-
 def test_data_sets_of_one_title_have_figures_of_their_own(runs):
     for place, accuracy in (("/a/cats", 50.0), ("/b/cats", 90.0), ("/c/кошки", 70.0)):
         add(runs, "adam", 0, accuracy, dataset=f"folder:{place}")
@@ -411,69 +351,6 @@ def test_data_sets_of_one_title_have_figures_of_their_own(runs):
     page = (runs / "report/report.md").read_text()
     drawn = re.findall(r"\(figures/([^)]+)\)", page)
     assert len(drawn) == len(set(drawn)) >= 4
-
-
-def test_claims_about_one_of_several_settings_are_ambiguous(runs):
-    fast = {"learning_rate": 0.1, "weight_decay": 0.0}
-    for seed in (0, 1):
-        add(runs, "adam", seed, 90.0 + seed)
-        add(runs, "adam", seed, 80.0 + seed, hyperparameters=fast)
-        add(runs, "adams", seed, 95.0 + seed)
-    finding = findings(runs)["AdamS is more accurate than Adam"]
-    assert (finding.verdict, finding.note) == ("ambiguous", "several settings of adam")
-
-
-@pytest.mark.parametrize(
-    ("sgd", "adamsrt", "verdict"),
-    [
-        (92.0, 91.8, "holds"),
-        (92.0, 90.2, "contradicted"),
-        (90.0, 91.8, "no gap to close"),
-    ],
-)
-def test_gap_is_closed_only_where_there_is_one(runs, sgd, adamsrt, verdict):
-    for seed in range(4):
-        add(runs, "adam", seed, 90.0 + 0.1 * seed)
-        add(runs, "sgd", seed, sgd + 0.1 * seed)
-        add(runs, "adamsrt", seed, adamsrt + 0.1 * seed)
-    (finding,) = [f for claim, f in findings(runs).items() if "gap" in claim]
-    assert finding.verdict == verdict
-
-
-def test_contrast_is_welchs_test():
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(1, 1, 5), rng.normal(0, 3, 8)
-    found = stats.contrast([(1, stats.describe(a)), (-1, stats.describe(b))])
-    expected = scipy_stats.ttest_ind(a, b, equal_var=False)
-    interval = expected.confidence_interval(0.95)
-    assert found.estimate == pytest.approx(a.mean() - b.mean())
-    assert found.p == pytest.approx(expected.pvalue)
-    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
-
-
-def test_contrast_of_three_covers_the_truth_as_often_as_it_says():
-    rng = np.random.default_rng(0)
-    covered, trials = 0, 2000
-    for _ in range(trials):
-        samples = [
-            stats.describe(rng.normal(m, s, 4)) for m, s in ((1, 1), (2, 2), (4, 1))
-        ]
-        found = stats.contrast(list(zip((1, -0.5, -0.5), samples, strict=True)))
-        covered += found.low <= 1 - 0.5 * 2 - 0.5 * 4 <= found.high
-    assert 0.93 < covered / trials < 0.98
-
-
-def test_holm():
-    assert stats.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert stats.holm([0.9, 0.8]) == [1.0, 1.0]
-    assert stats.holm([]) == []
-
-
-def test_sample_of_nothing_and_of_one():
-    assert stats.describe([]).n == 0
-    assert math.isnan(stats.describe([]).mean)
-    assert stats.describe([3.0]).mean == 3.0
-    assert math.isnan(stats.describe([3.0]).std)
 
 
 def test_html_needs_no_other_file(runs):
@@ -523,6 +400,12 @@ def test_captions_carry_seeds_hardware_date_and_command(runs):
         assert "cpu, 2 CPU cores" in caption
         assert re.search(r"\d{4}-\d\d-\d\d", caption)
         assert "python -m experiments.reproduce --seeds 0..2" in caption
+
+
+def test_the_date_is_that_of_the_run_and_not_of_its_files(runs):
+    config, lines = config_of(epochs=1), [line_of(1, 0.9)]
+    write_run(runs / "a", config, lines, began="2020-02-03T04:05:06+00:00")
+    assert "Date of the runs: 2020-02-03\n" in report(runs)
 
 
 def test_a_run_beside_a_grid_is_told_with_its_command(runs):

@@ -97,6 +97,7 @@ def test_config_repeats_the_run_to_the_last_bit(train, tmp_path):
     assert results(first) == results(second)
     configs = [json.loads((run / "config.json").read_text()) for run in (first, second)]
     assert configs[0]["config"] == configs[1]["config"]
+    assert "began" in configs[0]
     assert configs[0]["versions"].keys() >= {
         "python",
         "jax",
