@@ -7,7 +7,7 @@ from typing import Any
 from experiments.checkpoints import Checkpoints
 from experiments.config import Config, first_difference, to_json
 from experiments.distributed import agree
-from experiments.errors import UsageError
+from experiments.errors import CheckpointError, UsageError
 from experiments.optimizers import flag
 from experiments.periods import parse_period
 from experiments.progress import say
@@ -100,8 +100,18 @@ class Keeper:
             self.save()
 
     def save(self) -> None:
-        """Begins to write a checkpoint."""
+        """Begins to write a checkpoint.
+
+        Raises:
+          CheckpointError: the one before it could not be written, or the folder is
+            gone: a run is not split in two.
+        """
         began = time.monotonic()
+        if agree(int(self._folder.is_gone())):
+            raise CheckpointError(
+                f"{self._folder.path}: its config.json is gone, with the folder or"
+                " without; no checkpoint is written there"
+            )
         arrays, position = self._trainer.snapshot()
         facts = {
             "config": self._options,

@@ -138,6 +138,13 @@ class RunFolder:
         except BlockingIOError:
             raise UsageError(f"--out {self.path}: taken by another run") from None
 
+    def is_gone(self) -> bool:
+        """Whether ``config.json`` was there and is not, as in a folder that is moved.
+
+        False in a process that writes nothing.
+        """
+        return self._writes and not (self.path / CONFIG).exists()
+
     def read_config(self) -> dict[str, Any] | None:
         """``config.json``; None if there is none."""
         return _read_object(self.path / CONFIG)

@@ -130,6 +130,48 @@ def test_stopped_twice_with_every_kind_of_state(
         assert len(tables[0].splitlines()) > 1
 
 
+@pytest.mark.parametrize(
+    ("then", "message"),
+    [
+        ("an epoch ends", "metrics.jsonl"),
+        ("a checkpoint is due", "its config.json is gone, with the folder or without"),
+        ("SIGTERM", "its config.json is gone, with the folder or without"),
+    ],
+)
+def test_a_folder_that_is_moved_while_its_run_trains_is_not_made_anew(
+    then, message, train, tmp_path, monkeypatch, capsys, never_stopped
+):
+    whole = never_stopped("--checkpoint-every", "1")
+    out, moved = tmp_path / "run", tmp_path / "elsewhere"
+    seen = 0
+
+    def check(self, seconds=0.0, due=False):
+        nonlocal seen
+        seen += 1
+        if seen == 30:
+            wait = time.monotonic() + 60
+            while not complete_checkpoints(out):
+                assert time.monotonic() < wait
+                time.sleep(0.01)
+            out.rename(moved)
+            if then == "SIGTERM":
+                raise StoppedRun(TERMINATED)
+        return due or (seen == 30 and then == "a checkpoint is due")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StopRequest, "check", check)
+        assert train("--checkpoint-every", "1")[0] == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("error: ")
+    assert str(out) in error
+    assert message in error
+    assert not out.exists()
+    options = ("--checkpoint-every", "1", "--resume")
+    assert train(*options, folder=moved)[0] == 0
+    assert ending(moved) == whole
+
+
 def test_nothing_to_resume_is_begun(train, capsys):
     code, folder = train("--resume", "--epochs", "1")
     assert code == 0
