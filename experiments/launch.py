@@ -24,6 +24,9 @@ TRAIN = (sys.executable, "-m", "experiments.train")
 """The training command."""
 LOCKS, LOGS, COMPILED = ".locks", "logs", ".compiled"
 """Beside the runs: locks, what runs wrote to stderr, and compiled programs."""
+WORTH_STARTING = 10.0
+"""Seconds; with less left of a time limit no run is begun."""
+TIME_IS_UP = f"time is up: with less than {WORTH_STARTING:g} s left no run is begun"
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 15.0  # for a run to stop by itself when its time is up
 

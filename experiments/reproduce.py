@@ -43,7 +43,7 @@ from experiments.grid import (
     published_optimizers,
     run_job,
 )
-from experiments.launch import LOCKS, Signals, claim
+from experiments.launch import LOCKS, TIME_IS_UP, WORTH_STARTING, Signals, claim
 from experiments.results import (
     COMMANDS,
     FINISHED,
@@ -53,8 +53,6 @@ from experiments.results import (
 )
 from experiments.runs import CONFIG
 from experiments.values import make_folder, parse_limit, parse_seeds
-
-_WORTH_STARTING = 10.0  # seconds; with less left no run is begun
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,11 @@ class Work:
         while began_one:  # another process may have given runs back meanwhile
             began_one = False
             for job in self.jobs:
-                if self.signals.received or self._left() < _WORTH_STARTING:
+                if self.signals.received:
+                    return
+                if self._left() < WORTH_STARTING:
+                    if any(map(_is_left, self.jobs)):
+                        _say(TIME_IS_UP)
                     return
                 if job.name not in self.broken and _is_left(job):
                     with claim(job.lock) as lock:

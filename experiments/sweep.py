@@ -37,7 +37,7 @@ from experiments.config import parse
 from experiments.data import dataset_label
 from experiments.errors import UsageError
 from experiments.grid import NEW, STOPPED, Job, run_job
-from experiments.launch import LOCKS, Signals, claim
+from experiments.launch import LOCKS, TIME_IS_UP, WORTH_STARTING, Signals, claim
 from experiments.optimizers import flag
 from experiments.results import (
     FINISHED,
@@ -61,7 +61,6 @@ if TYPE_CHECKING:
     from optuna.trial import Trial
 
 _OURS = ("--out", "--overwrite", "--resume", "--config", "--time-limit", "--seeds")
-_WORTH_STARTING = 10.0  # seconds; with less left no run is begun
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ class Worker:
 
     def run(self) -> None:
         """Tries settings until none is left, or it is time to stop."""
-        while not self.signals.received and self._left() > _WORTH_STARTING:
+        while not (self.signals.received or self.is_out_of_time()):
             with ExitStack() as held:
                 with claim(self.out / LOCKS / "study", wait=True):
                     trial = self.search.take(self._is_dead)
@@ -136,6 +135,10 @@ class Worker:
                         self.search.repeat(trial)
                         continue
                 self._try(trial, job, lock)
+
+    def is_out_of_time(self) -> bool:
+        """Whether too little is left of the time limit to begin a run."""
+        return self._left() < WORTH_STARTING
 
     def job(self, params: dict[str, Any]) -> Job:
         """The run of a setting; two trials of one setting share it.
@@ -306,6 +309,8 @@ def _conclude(search: Search, worker: Worker) -> int:
     if counts.get("failed"):
         return errors.EXIT_FAILED
     if not {"waiting", "running", "not begun"}.isdisjoint(counts):
+        if worker.is_out_of_time():
+            _say(TIME_IS_UP)
         return errors.EXIT_OUT_OF_TIME
     return errors.EXIT_FINISHED
 

@@ -248,13 +248,16 @@ def test_signals_reach_the_training(pretend, calls, out, number, passed_on, code
     assert len(calls()) == 1
 
 
-def test_time_limit_is_passed_on(pretend, calls, out):
+def test_time_limit_is_passed_on(pretend, calls, out, capsys):
     assert run(out, "--time-limit", "1m") == 0
     limits = [int(call.split("--time-limit=")[1].split("s")[0]) for call in calls()]
     assert limits == sorted(limits, reverse=True)
     assert 30 < limits[0] <= 60
     assert run(out, "--time-limit", "5s", "--seeds", "0..9") == 5
     assert calls() == []
+    assert capsys.readouterr().out.count("time is up: with less than 10 s left") == 1
+    assert run(out, "--time-limit", "5s") == 0
+    assert "time is up" not in capsys.readouterr().out
 
 
 def test_run_that_is_out_of_time_ends_the_work(pretend, calls, out, capsys):

@@ -94,8 +94,11 @@ def test_trials_that_were_not_begun_in_time_are_left(sweep, calls, capsys):
     options = ("weight_decay=1e-3..0.5", "--sampler", "tpe", "--trials", "3")
     assert sweep(*options, "--time-limit", "1s") == 5
     assert calls() == 0
-    assert "3 not begun" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "3 not begun" in printed
+    assert "time is up: with less than 10 s left no run is begun" in printed
     assert sweep(*options) == 0
+    assert "time is up" not in capsys.readouterr().out
 
 
 def test_run_below_the_median_is_given_up(sweep, tmp_path, capsys):
