@@ -8,16 +8,22 @@ that reads the new weights and not the old ones:
   \langle x, y\rangle m - \langle m, y\rangle x
     = \langle y, y\rangle m - \langle m, y\rangle y .
 
-So weights can be written over before moments are, an update in place needs no copy of
-either, and sums are taken over what is just written. The price are digits where a step
-is longer than the weights: the right side cancels, and what is carried is off by about
-:math:`2^{-21} |y| / |x|` of itself in float32. A step that ends on the unit
-sphere has to know :math:`|y|` before it is made,
+So weights can be written over before moments are, and an update in place needs no copy
+of either. The price are digits where a step is longer than the weights: the right side
+cancels, and what is carried is off by about :math:`2^{-21} |y| / |x|` of itself in
+float32. A step that ends on the unit sphere has to know :math:`|y|` before it is made,
 
 .. math::
   |x + u|^2 = \langle x, x\rangle + 2 r \langle m, x\rangle
     + r^2 \langle m, m\rangle, \qquad
   \langle m, x + u\rangle = \langle m, x\rangle + r \langle m, m\rangle .
+
+Other steps leave a choice, which is made in one place, ``_sums_at``. A CPU takes sums
+over the weights that are just written. An accelerator writes results in the loop that
+takes sums, but not over what the loop reads, and would copy the weights: there the sums
+are taken over the old ones, and the step waits for them. Then digits go where a step
+leads back towards 0, too: what is carried is off by up to
+:math:`2^{-21} |x|^2 / |y|^2` of itself.
 
 What :mod:`spherical_optax._transport` says, block by block, is the same with more
 passes over the weights, for any optimizer; tests hold one against the other.
@@ -73,10 +79,9 @@ def rescale_and_transport_moment(
         if squares:
             xx = geometry.dot(x, x, channel_axes)
             r = _known_after(xx, r)
+        r, yy, my = _sums_at(weights, m, r, channel_axes)
         step = within_reach(r * m, weights)
         y = x + step
-        yy = geometry.squared_norm(y, channel_axes)
-        my = geometry.dot(m, y, channel_axes)
         denominator = geometry.floored(yy + eps)
         # Divisions come last: XLA does them once a group, and not once a weight.
         along = yy / denominator  # 1 at most
@@ -114,12 +119,8 @@ def transport_and_retract_moment(
     @jax.jit
     def move(weights, m, r, squares):
         x, r = widen(weights), capped(r)
-        xx = geometry.squared_norm(x, channel_axes)
-        mx = geometry.dot(m, x, channel_axes)
-        along = r * geometry.squared_norm(m, channel_axes)
-        yy, my = jnp.maximum(xx + r * (2 * mx + along), 0.0), mx + along
-        largest = largest_square(x.dtype)
-        after = jnp.sqrt(either(yy < largest, yy, largest))
+        xx, yy, my = _sums_before(x, m, r, channel_axes)
+        after = jnp.sqrt(yy)
         denominator = geometry.floored(jnp.sqrt(xx) * after + eps)
         known = is_in_range(yy)
         denominator = either(known, denominator, 1.0)
@@ -183,6 +184,42 @@ def _along_moment(
         return steps, (*first, block_state, scale_state)
 
     return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _sums_at(
+    weights: jax.Array, m: jax.Array, r: jax.Array, channel_axes: ChannelAxes
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """``r``, and ``<y, y>`` and ``<m, y>`` of ``y = x + r m``, as a platform likes it.
+
+    Where they are sums over the old weights, ``r`` is not known before.
+    """
+
+    def over_new(weights, m, r):
+        y = widen(weights) + within_reach(r * m, weights)
+        yy = geometry.squared_norm(y, channel_axes)
+        my = geometry.dot(m, y, channel_axes)
+        return jax.lax.full_like(yy, r) if r.ndim == 0 else r, yy, my
+
+    def over_old(weights, m, r):
+        _, yy, my = _sums_before(widen(weights), m, r, channel_axes)
+        return _known_after(yy, r), yy, my
+
+    return jax.lax.platform_dependent(weights, m, r, cpu=over_new, default=over_old)
+
+
+def _sums_before(
+    x: jax.Array, m: jax.Array, r: jax.Array, channel_axes: ChannelAxes
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """``<x, x>``, and of ``y = x + r m``, not yet known, ``<y, y>`` and ``<m, y>``.
+
+    A square that is too large to carry moments, or cannot be told, is the largest.
+    """
+    xx = geometry.squared_norm(x, channel_axes)
+    mx = geometry.dot(m, x, channel_axes)
+    along = r * geometry.squared_norm(m, channel_axes)
+    yy, my = jnp.maximum(xx + r * (2 * mx + along), 0.0), mx + along
+    largest = largest_square(x.dtype)
+    return xx, either(yy < largest, yy, largest), my
 
 
 def _known_after(square: jax.Array, r: jax.Array) -> jax.Array:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from platforms import CPU, PLATFORMS, trace_as_on
 
 import spherical_optax as so
 from spherical_optax._transport import transport_on_sphere
@@ -12,6 +13,12 @@ from spherical_optax._transport import transport_on_sphere
 SHAPES = {"conv": (3, 3, 4, 6), "dense": (5, 7), "zero": (2, 3, 4)}
 VECTORS = {"adamsrt": "mu", "adamg": "mu", "sgdmrt": "trace"}
 RATE = optax.polynomial_schedule(0.1, 0.01, 1, 10)
+
+
+@pytest.fixture(params=PLATFORMS)
+def platform(request, monkeypatch):
+    trace_as_on(request.param, monkeypatch)
+    return request.param
 
 
 def adam(axes, eps, decay, **options):
@@ -59,7 +66,7 @@ def arrays(seed):
     return {**values, "zero": 0 * values["zero"]}
 
 
-@pytest.mark.usefixtures("x64")
+@pytest.mark.usefixtures("x64", "platform")
 @pytest.mark.parametrize("eps", [1e-8, 1e-2])
 @pytest.mark.parametrize("axes", [(-1,), (), (0, -1)], ids=str)
 @pytest.mark.parametrize("name", ["adamsrt", "adamg", "sgdmrt"])
@@ -98,6 +105,7 @@ def test_the_state_is_that_of_the_blocks(name):
     assert jax.tree.structure(inner.inner_state) == jax.tree.structure(want)
 
 
+@pytest.mark.usefixtures("platform")
 @pytest.mark.parametrize("name", ["adamsrt", "sgdmrt", "adamg"])
 @pytest.mark.parametrize("size", [1.0, 1e-2, 1e-4, 1e-6])
 def test_a_step_that_is_longer_than_the_weights_costs_digits(name, size):
@@ -118,6 +126,43 @@ def test_nothing_is_left_of_a_moment_that_has_led_away_from_zero():
     g = np.float32(np.random.default_rng(0).normal(size=(9, 16, 8)))
     moment, _ = moment_after_a_step("adamg", np.zeros_like(g), g)
     assert not np.any(moment)
+
+
+@pytest.mark.parametrize("rest", [0.1, 1e-2, 1e-3])
+def test_a_step_that_nearly_ends_at_zero_costs_digits(platform, rest):
+    """On accelerators, which take no sums over weights so short."""
+    rng = np.random.default_rng(0)
+    x = np.float32(rng.normal(size=(9, 16, 8)))
+    g = x * np.float32(1 - rest) + rest * np.float32(rng.normal(size=x.shape))
+    optimizer = so.sgdmrt(1.0, 0.0, labels="filter")
+
+    def moment(x, g):
+        state = optimizer.init(x)
+        _, state = optimizer.update(jnp.asarray(g), state, jnp.asarray(x))
+        (found,) = jax.tree.leaves(state)[-1:]
+        return np.float64(found)
+
+    with jax.enable_x64(True):
+        exact = moment(np.float64(x), np.float64(g))
+    error = np.linalg.norm(moment(x, g) - exact) / np.linalg.norm(exact)
+    assert error < 2.0**-21 * (1.0 if platform == CPU else rest**-2)
+
+
+@pytest.mark.parametrize("name", ["adamsrt", "sgdmrt"])
+def test_what_an_update_for_an_accelerator_is_lowered_to(name):
+    """Other platforms are not given the sums of a CPU, nor both of them."""
+    optimizer = getattr(so, name)(1e-2, labels="filter")
+    x = jnp.ones((3, 3, 4, 8))
+    args = x, optimizer.init(x), x
+    step = jax.jit(optimizer.update)
+    sums = {
+        platform: step.trace(*args)
+        .lower(lowering_platforms=(platform,))
+        .as_text()
+        .count("stablehlo.reduce(")
+        for platform in ("cpu", "cuda", "tpu")
+    }
+    assert sums["cuda"] == sums["tpu"] == sums["cpu"] + 1
 
 
 def moment_after_a_step(name, x, g):

@@ -15,6 +15,7 @@ import pytest
 from cases import CASES, OPTIMIZERS
 from hypothesis import given
 from hypothesis import strategies as st
+from platforms import ACCELERATOR, CPU, trace_as_on
 
 import spherical_optax as so
 from spherical_optax._limits import within_reach
@@ -110,8 +111,8 @@ def where_not_finite(tree):
 
 
 @functools.cache
-def compiled(case_id):
-    """A step that takes hyperparameters, compiled fast."""
+def compiled(case_id, platform):
+    """A step that takes hyperparameters, compiled fast, for a platform that is set."""
     (case,) = (case for case in CASES if case.id == case_id)
     params = tree(case, 0, "uniform", 0.5)
     options = {"xla_backend_optimization_level": 0}
@@ -155,8 +156,14 @@ def test_a_step_counts_up_to_its_bound(dtype, counts):
         assert kept.tolist() == [counts / 2, -counts, counts, float(steps[3])]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-def test_any_finite_numbers_give_finite_ones(case):
+@pytest.mark.parametrize(
+    ("case", "platform"),
+    [(case, CPU) for case in CASES]
+    + [(case, ACCELERATOR) for case in CASES if case.name in ("adamsrt", "sgdmrt")],
+    ids=lambda it: getattr(it, "id", it),
+)
+def test_any_finite_numbers_give_finite_ones(case, platform, monkeypatch):
+    trace_as_on(platform, monkeypatch)
     usual = hyperparameters(case)
     assert set(usual) <= set(RANGES), "a hyperparameter without a range"
     choices = {
@@ -171,7 +178,7 @@ def test_any_finite_numbers_give_finite_ones(case):
         params = tree(case, *weights)
         state = case.make().init(params)
         for steps, drawn in enumerate(gradients):
-            updates, state, moved = compiled(case.id)(
+            updates, state, moved = compiled(case.id, platform)(
                 numbers, params, state, tree(case, *drawn)
             )
             if case.name == "monitor_sphere":  # its updates are those of optax.sgd
