@@ -8,6 +8,7 @@ import optax
 
 from spherical_optax import geometry
 from spherical_optax._checks import check_flag, check_numbers, is_traced, needs_params
+from spherical_optax._leaves import leaf_function, map_leaves
 from spherical_optax._limits import bounded, capped, either, in_range, root_floor
 from spherical_optax._moments import (
     Number,
@@ -17,7 +18,6 @@ from spherical_optax._moments import (
     ema,
     ema_of_squares,
     increment,
-    map_leaves,
     value_at,
     zeros_like_params,
     zeros_like_squares,
@@ -76,13 +76,6 @@ def scale_by_adabound(
             first_rate=jnp.zeros([]),
         )
 
-    @jax.jit  # so that leaves of one shape are traced once for all
-    def leaf_step(g, m, v, v_max, corrected, lower, upper, floor):
-        mu, nu = ema(bounded(g), m, b1), ema_of_squares(bounded(g), v, b2)
-        nu_max = jnp.maximum(v_max, nu) if amsbound else nu
-        step = mu * jnp.clip(corrected / (jnp.sqrt(nu_max) + floor), lower, upper)
-        return cast_tree((step, mu, nu, nu_max), (g, m, v, v_max))
-
     def update_fn(updates, state, params=None):
         del params
         count = increment(state.count)
@@ -97,9 +90,10 @@ def scale_by_adabound(
         lower = final * (age / (age + 1))
         upper = capped(final * (1 + capped(1 / age)))
         numbers = corrected, lower, upper, root_floor(eps)
+        step = _step(b1=b1, b2=b2, amsbound=amsbound)
         steps, mu, nu, nu_max = map_leaves(
             4,
-            lambda *leaf: leaf_step(*leaf, *numbers),
+            lambda *leaf: step(*leaf, *numbers),
             updates,
             state.mu,
             state.nu,
@@ -111,6 +105,14 @@ def scale_by_adabound(
     return optax.with_extra_args_support(
         optax.GradientTransformation(init_fn, update_fn)
     )
+
+
+@leaf_function
+def _step(g, m, v, v_max, corrected, lower, upper, floor, *, b1, b2, amsbound):
+    mu, nu = ema(bounded(g), m, b1), ema_of_squares(bounded(g), v, b2)
+    nu_max = jnp.maximum(v_max, nu) if amsbound else nu
+    step = mu * jnp.clip(corrected / (jnp.sqrt(nu_max) + floor), lower, upper)
+    return cast_tree((step, mu, nu, nu_max), (g, m, v, v_max))
 
 
 def adabound(

@@ -37,8 +37,9 @@ import optax
 
 from spherical_optax import geometry
 from spherical_optax._checks import needs_params
+from spherical_optax._leaves import leaf_function, map_leaves
 from spherical_optax._limits import bounded, capped, either, held, within_reach
-from spherical_optax._moments import MomentBlock, cast_tree, map_leaves
+from spherical_optax._moments import MomentBlock, cast_tree
 from spherical_optax._transport import (
     RescaleAndTransportState,
     RetractToSphereState,
@@ -71,24 +72,7 @@ def rescale_and_transport_moment(
       channel_axes: axes that tell one group from another, the same for every leaf.
       eps: added to the squared norm.
     """
-
-    @jax.jit  # so that leaves of one shape are traced once for all
-    def move(weights, m, r, squares):
-        x, r = widen(weights), capped(r)
-        xx = jnp.zeros(())
-        if squares:
-            xx = geometry.dot(x, x, channel_axes)
-            r = _known_after(xx, r)
-        r, yy, my = _sums_at(weights, m, r, channel_axes)
-        step = within_reach(r * m, weights)
-        y = x + step
-        denominator = geometry.floored(yy + eps)
-        # Divisions come last: XLA does them once a group, and not once a weight.
-        along = yy / denominator  # 1 at most
-        away = capped(either(is_in_range(yy), my, 0.0) / denominator)
-        squares = tuple(held(capped(xx / denominator) * widen(v)) for v in squares)
-        return step, bounded(along * m - away * y), squares
-
+    move = _move(eps=eps, channel_axes=geometry.checked_axes(channel_axes))
     inner = _along_moment(decay, block, scale, channel_axes, move)
 
     def init_fn(params):
@@ -115,24 +99,8 @@ def transport_and_retract_moment(
     retract_to_sphere(channel_axes, 1.0, eps))``, with the same state, and the same
     numbers to rounding where a step is no longer than the weights.
     """
-
-    @jax.jit
-    def move(weights, m, r, squares):
-        x, r = widen(weights), capped(r)
-        xx, yy, my = _sums_before(x, m, r, channel_axes)
-        after = jnp.sqrt(yy)
-        denominator = geometry.floored(jnp.sqrt(xx) * after + eps)
-        known = is_in_range(yy)
-        denominator = either(known, denominator, 1.0)
-        length = geometry.floored(after + eps)
-        step = within_reach(geometry.reciprocal(length) * (x + r * m) - x, weights)
-        # From no weights at all a step leads along the moment, and leaves none of it.
-        started = xx > 0
-        square = either(known, yy, 1.0)
-        along = capped(either(started, square, 0.0) / denominator)
-        away = capped(either(known & started, length * my, 0.0) / denominator)
-        return step, bounded(along * m - away * (x + step)), squares
-
+    axes = geometry.checked_axes(channel_axes)
+    move = _move_and_retract(eps=eps, channel_axes=axes)
     inner = _along_moment(None, block, scale, channel_axes, move)
 
     def init_fn(params):
@@ -146,6 +114,42 @@ def transport_and_retract_moment(
     return needs_params(
         "transport_on_sphere", optax.GradientTransformation(init_fn, update_fn)
     )
+
+
+@leaf_function
+def _move(weights, m, r, squares, *, eps, channel_axes):
+    x, r = widen(weights), capped(r)
+    xx = jnp.zeros(())
+    if squares:
+        xx = geometry.dot(x, x, channel_axes)
+        r = _known_after(xx, r)
+    r, yy, my = _sums_at(weights, m, r, channel_axes)
+    step = within_reach(r * m, weights)
+    y = x + step
+    denominator = geometry.floored(yy + eps)
+    # Divisions come last: XLA does them once a group, and not once a weight.
+    along = yy / denominator  # 1 at most
+    away = capped(either(is_in_range(yy), my, 0.0) / denominator)
+    squares = tuple(held(capped(xx / denominator) * widen(v)) for v in squares)
+    return step, bounded(along * m - away * y), squares
+
+
+@leaf_function
+def _move_and_retract(weights, m, r, squares, *, eps, channel_axes):
+    x, r = widen(weights), capped(r)
+    xx, yy, my = _sums_before(x, m, r, channel_axes)
+    after = jnp.sqrt(yy)
+    denominator = geometry.floored(jnp.sqrt(xx) * after + eps)
+    known = is_in_range(yy)
+    denominator = either(known, denominator, 1.0)
+    length = geometry.floored(after + eps)
+    step = within_reach(geometry.reciprocal(length) * (x + r * m) - x, weights)
+    # From no weights at all a step leads along the moment, and leaves none of it.
+    started = xx > 0
+    square = either(known, yy, 1.0)
+    along = capped(either(started, square, 0.0) / denominator)
+    away = capped(either(known & started, length * my, 0.0) / denominator)
+    return step, bounded(along * m - away * (x + step)), squares
 
 
 def _along_moment(

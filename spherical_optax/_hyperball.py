@@ -9,7 +9,6 @@ References:
   them II: hyperball optimization <https://arxiv.org/abs/2606.16899>`_, 2026
 """
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -27,6 +26,7 @@ from spherical_optax._checks import (
     check_whole,
     needs_params,
 )
+from spherical_optax._leaves import leaf_function
 from spherical_optax._limits import bounded, capped, in_range
 from spherical_optax._moments import (
     Number,
@@ -404,10 +404,10 @@ def _step_on_sphere(
 
     def update_fn(updates, state, params=None):
         rate = value_at(learning_rate, state.count)
-        axes = geometry.checked_axes(channel_axes)
+        of_length = _step_of_length(channel_axes=geometry.checked_axes(channel_axes))
 
         def step(u, x, r):
-            return _step_of_length(u, x, r, rate, axes)
+            return of_length(u, x, r, rate)
 
         if isinstance(radius, str) and radius == "initial":
             steps = jax.tree.map(step, updates, params, state.sphere.radius)
@@ -420,12 +420,13 @@ def _step_on_sphere(
     return optax.GradientTransformation(init_fn, update_fn)
 
 
-@functools.partial(jax.jit, static_argnums=4)  # traced once for leaves of one shape
+@leaf_function
 def _step_of_length(
     u: jax.Array,
     x: jax.Array,
     r: Number | None,
     rate: Number,
+    *,
     channel_axes: ChannelAxes,
 ) -> jax.Array:
     """Against ``u``, as long as a part of the radius; ``None`` for the norm of x."""

@@ -9,6 +9,7 @@ import optax
 
 from spherical_optax import geometry
 from spherical_optax._checks import check_flag, check_numbers, is_traced, needs_params
+from spherical_optax._leaves import leaf_function, map_leaves
 from spherical_optax._limits import (
     bounded,
     capped,
@@ -26,7 +27,6 @@ from spherical_optax._moments import (
     ema,
     ema_of_squares,
     increment,
-    map_leaves,
     value_at,
     zeros_like_params,
     zeros_like_squares,
@@ -93,18 +93,6 @@ def scale_by_lamb(
             trust_ratio=per_leaf(1.0),
         )
 
-    @jax.jit  # so that leaves of one shape are traced once for all
-    def leaf_step(g, m, v, x, rate, floor, decay, longest):
-        bound = bounded(g)
-        mu, nu = ema(bound, m, b1), ema_of_squares(bound, v, b2)
-        r = quotient(rate * mu, jnp.sqrt(nu) + floor) + decay * widen(x)
-        xx, rr = (geometry.squared_norm(a, ()).reshape(()) for a in (x, r))
-        weight_norm = _root(jnp.minimum(xx, longest.astype(xx.dtype)))
-        adam_norm = _root(rr)
-        trust = _trust_ratio(weight_norm, adam_norm)
-        kept = finite(trust * finite(r)), mu, nu  # the trust ratio may vanish
-        return *cast_tree(kept, (g, m, v)), weight_norm, adam_norm, trust
-
     def update_fn(updates, state, params=None):
         count = increment(state.count)
         rate, floor = jnp.ones(()), root_floor(eps)
@@ -113,9 +101,10 @@ def scale_by_lamb(
         decay = capped(value_at(weight_decay, state.count))
         longest = square_floor(jnp.square(widen(max_weight_norm)))
         numbers = rate, floor, decay, longest
+        step = _step(b1=b1, b2=b2)
         steps, mu, nu, *norms = map_leaves(
             6,
-            lambda *leaf: leaf_step(*leaf, *numbers),
+            lambda *leaf: step(*leaf, *numbers),
             updates,
             state.mu,
             state.nu,
@@ -127,6 +116,20 @@ def scale_by_lamb(
     return needs_params(
         "scale_by_lamb", optax.GradientTransformation(init_fn, update_fn)
     )
+
+
+@leaf_function
+def _step(g, m, v, x, rate, floor, decay, longest, *, b1, b2):
+    """The step, both moments, both norms and the trust ratio."""
+    bound = bounded(g)
+    mu, nu = ema(bound, m, b1), ema_of_squares(bound, v, b2)
+    r = quotient(rate * mu, jnp.sqrt(nu) + floor) + decay * widen(x)
+    xx, rr = (geometry.squared_norm(a, ()).reshape(()) for a in (x, r))
+    weight_norm = _root(jnp.minimum(xx, longest.astype(xx.dtype)))
+    adam_norm = _root(rr)
+    trust = _trust_ratio(weight_norm, adam_norm)
+    kept = finite(trust * finite(r)), mu, nu  # the trust ratio may vanish
+    return *cast_tree(kept, (g, m, v)), weight_norm, adam_norm, trust
 
 
 def lamb(

@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from spherical_optax import geometry
 from spherical_optax._checks import is_traced
+from spherical_optax._leaves import leaf_function, map_leaves
 from spherical_optax._limits import (
     bounded,
     bounded_tree,
@@ -61,15 +62,6 @@ def as_transformation(block: MomentBlock) -> optax.GradientTransformationExtraAr
     )
 
 
-def map_leaves(outputs: int, function: Callable, tree, *rest) -> tuple:
-    """:func:`jax.tree.map` of a function that returns a tuple: a tuple of trees."""
-    leaves, structure = jax.tree.flatten(tree)
-    columns = [structure.flatten_up_to(other) for other in rest]
-    results = [function(*leaf) for leaf in zip(leaves, *columns, strict=True)]
-    by_output = zip(*results, strict=True) if results else [()] * outputs
-    return tuple(structure.unflatten(column) for column in by_output)
-
-
 def zeros_like_params(params: optax.Params, dtype: jnp.dtype | None = None):
     """A first moment: zeros of the parameters' shapes."""
     return optax.tree.zeros_like(params, dtype=dtype)
@@ -103,7 +95,7 @@ def zeros_like_groups(x: jax.Array, channel_axes: ChannelAxes) -> jax.Array:
     return jnp.zeros(groups.shape, groups.dtype, device=where)
 
 
-@functools.partial(jax.jit, static_argnums=1)  # traced once for leaves of one shape
+@functools.partial(jax.jit, static_argnums=1)
 def _squares(x: jax.Array, channel_axes: ChannelAxes) -> jax.Array:
     return geometry.dot(x, x, channel_axes)
 
@@ -240,25 +232,27 @@ def scale_by_adam(
             nu=zeros_like_squares(params),
         )
 
-    @jax.jit  # so that leaves of one shape are traced once for all
-    def leaf_step(g, m, v, rate, floor):
-        bound = bounded(g)
-        mu = ema(bound, m, b1)
-        nu = ema_of_squares(bound, v, b2)
-        ahead = ema(bound, mu, b1) if nesterov else mu
-        step = rate * ahead / (jnp.sqrt(nu) + floor)
-        return cast_tree((step, mu, nu), (g, m, v))
-
     def update_fn(updates, state, params=None):
         del params
         count = increment(state.count)
         numbers = adam_rate(b1, b2, eps, count)
+        step = _adam_step(b1=b1, b2=b2, nesterov=nesterov)
         direction, mu, nu = map_leaves(
-            3, lambda *leaf: leaf_step(*leaf, *numbers), updates, state.mu, state.nu
+            3, lambda *leaf: step(*leaf, *numbers), updates, state.mu, state.nu
         )
         return direction, ScaleByAdamState(count=count, mu=mu, nu=nu)
 
     return optax.GradientTransformation(init_fn, update_fn)
+
+
+@leaf_function
+def _adam_step(g, m, v, rate, floor, *, b1, b2, nesterov):
+    bound = bounded(g)
+    mu = ema(bound, m, b1)
+    nu = ema_of_squares(bound, v, b2)
+    ahead = ema(bound, mu, b1) if nesterov else mu
+    step = rate * ahead / (jnp.sqrt(nu) + floor)
+    return cast_tree((step, mu, nu), (g, m, v))
 
 
 def momentum_block(

@@ -1,6 +1,5 @@
 """What an optimizer does to spheres: how far it turns them, and how they grow."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +8,7 @@ import optax
 
 from spherical_optax import geometry
 from spherical_optax._checks import check_transformation, needs_params
+from spherical_optax._leaves import leaf_function
 from spherical_optax._limits import bounded, capped
 from spherical_optax._moments import zeros_like_groups
 from spherical_optax.geometry import ChannelAxes
@@ -127,7 +127,11 @@ def monitor_sphere(
         steps, inner_state = inner.update(
             updates, state.inner_state, params, **extra_args
         )
-        statistics = measure(_statistics, params, steps, updates)
+
+        def of_leaf(x, u, g, axes):
+            return _statistics(channel_axes=axes)(x, u, g)
+
+        statistics = measure(of_leaf, params, steps, updates)
         return steps, MonitorSphereState(inner_state, statistics)
 
     return needs_params(
@@ -199,9 +203,9 @@ def _no_statistics(x: jax.Array, channel_axes: ChannelAxes) -> SphereStatistics:
     )
 
 
-@functools.partial(jax.jit, static_argnums=3)  # traced once for leaves of one shape
+@leaf_function
 def _statistics(
-    x: jax.Array, u: jax.Array, g: jax.Array, channel_axes: ChannelAxes
+    x: jax.Array, u: jax.Array, g: jax.Array, *, channel_axes: ChannelAxes
 ) -> SphereStatistics:
     """What a step ``u`` from ``x`` does, with ``g`` the gradient."""
     x, u, g = bounded(x), bounded(u), bounded(g)

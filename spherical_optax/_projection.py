@@ -17,6 +17,7 @@ from spherical_optax._checks import (
     is_traced,
     needs_params,
 )
+from spherical_optax._leaves import leaf_function
 from spherical_optax._limits import capped, either, finite, in_range
 from spherical_optax._moments import (
     Number,
@@ -104,27 +105,16 @@ def project_if_invariant(
             check_axes(matrices, (axis,))
         return ProjectIfInvariantState(count=jnp.zeros([], jnp.int32))
 
-    def decay_along(u, g, x, decay):
-        """What multiplies the weights: decay less the share that is removed."""
-        numbers = delta, eps, decay, capped(decay * wd_ratio)
-        if axis is not None:
-            return _decay_along(u, g, x, *numbers, axis)
-
-        def along(axis):
-            return jnp.broadcast_to(_decay_along(u, g, x, *numbers, axis), x.shape)
-
-        branches = [functools.partial(along, k) for k in range(x.ndim)]
-        return jax.lax.switch(channel_axis % x.ndim, branches)
-
-    @jax.jit  # so that leaves of one shape are traced once for all
-    def project(u, g, x, decay):
-        along = decay_along(u, g, x, decay) if x.ndim >= 2 else decay
-        return finite(widen(u) + along * widen(x))
-
     def update_fn(updates, state, params=None, *, grad=None, **extra_args):
         del extra_args
         grads = updates if grad is None else grad
         decay = capped(value_at(weight_decay, state.count))
+        project = _project(
+            delta=delta,
+            eps=eps,
+            wd_ratio=wd_ratio,
+            channel_axis=channel_axis if axis is None else axis,
+        )
         projected = jax.tree.map(
             lambda *leaf: project(*leaf, decay), updates, grads, params
         )
@@ -322,6 +312,24 @@ def _static_axis(channel_axis: Any) -> int | None:
         raise ValueError(
             f"channel_axis must be an integer, got {channel_axis!r}"
         ) from None
+
+
+@leaf_function
+def _project(u, g, x, decay, *, delta, eps, wd_ratio, channel_axis):
+    """``u``, decayed and, where ``g`` is orthogonal to the weights, projected."""
+    numbers = delta, eps, decay, capped(decay * wd_ratio)
+    if x.ndim < 2:
+        along = decay
+    elif isinstance(channel_axis, int):
+        along = _decay_along(u, g, x, *numbers, channel_axis)
+    else:
+
+        def branch(axis):
+            return jnp.broadcast_to(_decay_along(u, g, x, *numbers, axis), x.shape)
+
+        branches = [functools.partial(branch, axis) for axis in range(x.ndim)]
+        along = jax.lax.switch(channel_axis % x.ndim, branches)
+    return finite(widen(u) + along * widen(x))
 
 
 def _decay_along(

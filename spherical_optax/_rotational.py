@@ -10,6 +10,7 @@ import optax
 from spherical_optax import geometry
 from spherical_optax._checks import check_numbers, check_transformation, needs_params
 from spherical_optax._equilibrium import equilibrium_rotation
+from spherical_optax._leaves import leaf_function, map_leaves
 from spherical_optax._limits import (
     bounded,
     capped,
@@ -24,7 +25,6 @@ from spherical_optax._moments import (
     ema,
     in_working_precision,
     increment,
-    map_leaves,
     value_at,
 )
 from spherical_optax._transport import norm_or_shape
@@ -162,25 +162,15 @@ def _rotate(
             jnp.zeros([], jnp.int32), norms, jax.tree.map(jnp.zeros_like, norms)
         )
 
-    @jax.jit  # so that leaves of one shape are traced once for all
-    def leaf_step(u, x, radius, s, angle, bias):
-        """The step, and the new mean square of its direction."""
-        u, bound = bounded(u), bounded(x)
-        radial = geometry.divide(geometry.dot(u, bound, channel_axes), radius * radius)
-        tangent = geometry.center(bounded(u - capped(radial) * bound), channel_axes)
-        nu = ema(geometry.dot(tangent, tangent, channel_axes), s, decay)
-        turned = capped(angle * radius / root_floor(jnp.sqrt(nu / bias) + eps))
-        step = bounded(-turned * tangent)
-        moved = geometry.retract(bound, step, channel_axes, radius=radius)
-        return within_reach(moved - widen(x), x), saturated(nu, s.dtype)
-
     def update_fn(updates, state, params=None):
         count = increment(state.count)
         angle = capped(angle_at(state.count))
         bias = bias_correction(decay, count)
+        axes = geometry.checked_axes(channel_axes)
+        turn = _turn(decay=decay, eps=eps, channel_axes=axes)
         steps, nu = map_leaves(
             2,
-            lambda *leaf: leaf_step(*leaf, angle, bias),
+            lambda *leaf: turn(*leaf, angle, bias),
             updates,
             params,
             state.radius,
@@ -189,3 +179,16 @@ def _rotate(
         return steps, RotationalState(count, state.radius, nu)
 
     return optax.GradientTransformation(init_fn, update_fn)
+
+
+@leaf_function
+def _turn(u, x, radius, s, angle, bias, *, decay, eps, channel_axes):
+    """The step that turns by an angle, and the new mean square of its direction."""
+    u, bound = bounded(u), bounded(x)
+    radial = geometry.divide(geometry.dot(u, bound, channel_axes), radius * radius)
+    tangent = geometry.center(bounded(u - capped(radial) * bound), channel_axes)
+    nu = ema(geometry.dot(tangent, tangent, channel_axes), s, decay)
+    turned = capped(angle * radius / root_floor(jnp.sqrt(nu / bias) + eps))
+    step = bounded(-turned * tangent)
+    moved = geometry.retract(bound, step, channel_axes, radius=radius)
+    return within_reach(moved - widen(x), x), saturated(nu, s.dtype)

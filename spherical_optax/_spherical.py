@@ -21,6 +21,7 @@ from spherical_optax._along_moment import (
     transport_and_retract_moment,
 )
 from spherical_optax._checks import check_dtype, check_numbers, needs_params
+from spherical_optax._leaves import leaf_function, map_leaves
 from spherical_optax._limits import bounded, in_range
 from spherical_optax._moments import (
     MomentBlock,
@@ -31,7 +32,6 @@ from spherical_optax._moments import (
     cast_tree,
     ema,
     increment,
-    map_leaves,
     momentum_block,
     scale_by_adam,
     scale_by_momentum,
@@ -123,23 +123,27 @@ def _standardized_adam(
             nu=jax.tree.map(lambda x: zeros_like_groups(x, channel_axes), params),
         )
 
-    @jax.jit  # so that leaves of one shape are traced once for all
-    def leaf_factors(g, m, v, scale, floor):
-        mu = ema(bounded(g), m, b1)
-        nu = ema(geometry.squared_norm(g, channel_axes), v, b2)
-        d = geometry.group_size(m.shape, channel_axes) if per_weight else 1
-        rate = math.sqrt(d) * scale / (jnp.sqrt(nu) + floor)
-        return mu, rate, *cast_tree((mu, nu), (m, v))
-
     def factors(updates, state):
         count = increment(state.count)
         numbers = adam_rate(b1, b2, eps, count)
+        axes = geometry.checked_axes(channel_axes)
+        leaf = _factors(b1=b1, b2=b2, channel_axes=axes, per_weight=per_weight)
         moments, rates, mu, nu = map_leaves(
-            4, lambda *leaf: leaf_factors(*leaf, *numbers), updates, state.mu, state.nu
+            4, lambda *arrays: leaf(*arrays, *numbers), updates, state.mu, state.nu
         )
         return moments, rates, ScaleByStandardizedAdamState(count=count, mu=mu, nu=nu)
 
     return MomentBlock(init_fn, factors, "mu", ("nu",))
+
+
+@leaf_function
+def _factors(g, m, v, scale, floor, *, b1, b2, channel_axes, per_weight):
+    """The first moment, the number a group that makes it a step, and both moments."""
+    mu = ema(bounded(g), m, b1)
+    nu = ema(geometry.squared_norm(g, channel_axes), v, b2)
+    d = geometry.group_size(m.shape, channel_axes) if per_weight else 1
+    rate = math.sqrt(d) * scale / (jnp.sqrt(nu) + floor)
+    return mu, rate, *cast_tree((mu, nu), (m, v))
 
 
 def adams(

@@ -13,6 +13,7 @@ from spherical_optax._checks import (
     check_numbers,
     needs_params,
 )
+from spherical_optax._leaves import leaf_function, map_leaves
 from spherical_optax._limits import (
     bounded,
     capped,
@@ -30,7 +31,6 @@ from spherical_optax._moments import (
     cast_tree,
     ema,
     increment,
-    map_leaves,
     value_at,
     zeros_like_params,
     zeros_like_squares,
@@ -169,65 +169,6 @@ def scale_by_swats(
             sgd_learning_rate=per_leaf(dtype),
         )
 
-    # Compiled functions, so that leaves of one shape are traced once for all.
-    @jax.jit
-    def phase(switched, switch_step, sgd_rate, rates):
-        """What multiplies m, g, v and g^2, what the step, the root and 1 below it.
-
-        Numbers are chosen, not arrays: a loop with a choice in it compiles twice as
-        long. The buffer holds SGD's momentum from the step after the switch on.
-        """
-        count, adam_rate, floor, sgd_factor = rates
-        kept = either(switch_step == count, 0.0, b1)
-        sgd = (1.0, 1.0, 0.0, capped(sgd_factor * sgd_rate), 0.0, 1.0)
-        adam = (1 - b1, b2, 1 - b2, adam_rate, 1.0, floor)
-        chosen = (either(switched, a, b) for a, b in zip(sgd, adam, strict=True))
-        return kept, *chosen
-
-    @jax.jit
-    def leaf_step(g, m, v, v_max, switched, switch_step, sgd_rate, rates):
-        m_share, g_share, v_share, square_share, rate, root_share, floor = phase(
-            switched, switch_step, sgd_rate, rates
-        )
-        bound = bounded(g)
-        mu = m_share * widen(m) + g_share * bound
-        nu = v_share * widen(v) + square_share * abs_sq(bound)
-        nu_max = jnp.maximum(v_max, nu) if amsgrad else nu
-        ahead = mu
-        if nesterov:
-            look, carry = either(switched, 1.0, 0.0), either(switched, b1, 1.0)
-            ahead = look * bound + carry * mu
-        step = quotient(rate * ahead, root_share * jnp.sqrt(nu_max) + floor)
-        # Of Adam's step, since nobody asks for them after the switch.
-        pp, pg = geometry.squared_norm(step, ()), geometry.dot(step, g, ())
-        arrays = cast_tree((step, mu, nu, nu_max), (g, m, v, v))
-        return *arrays, pp.reshape(()), pg.reshape(())
-
-    def estimate(pp, pg, average, switched, count, bias2):
-        """The mean, what it estimates, and whether it is close enough to switch."""
-        told = (jnp.abs(pg) > 0) & ~switched
-        gamma = capped(pp / either(told, pg, 1.0))
-        average = either(told, ema(gamma, average, b2), average)
-        found = average / bias2
-        close = jnp.abs(found - gamma) < threshold
-        return average, found, told & close & (average > 0) & (count > 1)
-
-    def settle(average, found, meets, old_average, switched, switch_step, rate, count):
-        """The four numbers of a leaf after a step at which it meets the threshold."""
-        return (
-            saturated(average, old_average.dtype),
-            switched | meets,
-            either(meets, count, switch_step),
-            either(meets, found, rate).astype(rate.dtype),
-        )
-
-    @jax.jit
-    def follow(pp, pg, average, switched, switch_step, rate, count, bias2):
-        found = estimate(pp, pg, average, switched, count, bias2)
-        return settle(*found, average, switched, switch_step, rate, count)
-
-    estimated, settled = jax.jit(estimate), jax.jit(settle)
-
     def update_fn(updates, state, params=None):
         del params
         count = increment(state.count)
@@ -235,6 +176,9 @@ def scale_by_swats(
         adam_rate = value_at(learning_rate, state.count) * jnp.sqrt(bias2) / bias1
         sgd_factor = (1 - b1) * value_at(sgd_scale, state.count)
         rates = (state.count, capped(adam_rate), root_floor(eps), sgd_factor)
+        step = _step(b1=b1, b2=b2, nesterov=nesterov, amsgrad=amsgrad)
+        estimate = _estimate(b2=b2, threshold=threshold)
+        follow = _follow(b2=b2, threshold=threshold)
         numbers = (
             state.average,
             state.switched,
@@ -243,7 +187,7 @@ def scale_by_swats(
         )
         steps, mu, nu, nu_max, pp, pg = map_leaves(
             6,
-            lambda *leaf: leaf_step(*leaf, rates),
+            lambda *leaf: step(*leaf, rates),
             updates,
             state.mu,
             state.nu,
@@ -251,16 +195,16 @@ def scale_by_swats(
             *numbers[1:],
         )
         if switch == "global" and jax.tree.leaves(pp):
-            known = (pp, pg, *numbers[:2])
+            facts = (pp, pg, *numbers[:2])
             averages = jax.tree.map(
-                lambda *leaf: estimated(*leaf, count, bias2)[0], *known
+                lambda *leaf: estimate(*leaf, count, bias2)[0], *facts
             )
-            _, found, meets = estimated(*map(_stack, known), count, bias2)
+            _, found, meets = estimate(*map(_stack, facts), count, bias2)
             first = jnp.argmax(meets)
             chosen = found[first], meets[first]
             numbers = map_leaves(
                 4,
-                lambda average, *leaf: settled(average, *chosen, *leaf, count),
+                lambda average, *leaf: _settle(average, *chosen, *leaf, count),
                 averages,
                 *numbers,
             )
@@ -276,6 +220,89 @@ def scale_by_swats(
     return optax.with_extra_args_support(
         optax.GradientTransformation(init_fn, update_fn)
     )
+
+
+@leaf_function
+def _phase(switched, switch_step, sgd_rate, rates, *, b1, b2):
+    """What multiplies m, g, v and g^2, what the step, the root and 1 below it.
+
+    Numbers are chosen, not arrays: a loop with a choice in it compiles twice as long.
+    The buffer holds SGD's momentum from the step after the switch on.
+    """
+    count, adam_rate, floor, sgd_factor = rates
+    kept = either(switch_step == count, 0.0, b1)
+    sgd = (1.0, 1.0, 0.0, capped(sgd_factor * sgd_rate), 0.0, 1.0)
+    adam = (1 - b1, b2, 1 - b2, adam_rate, 1.0, floor)
+    chosen = (either(switched, a, b) for a, b in zip(sgd, adam, strict=True))
+    return kept, *chosen
+
+
+@leaf_function
+def _step(
+    g,
+    m,
+    v,
+    v_max,
+    switched,
+    switch_step,
+    sgd_rate,
+    rates,
+    *,
+    b1,
+    b2,
+    nesterov,
+    amsgrad,
+):
+    """The step, the moments, and what tells SGD's learning rate."""
+    phase = _phase(b1=b1, b2=b2)
+    m_share, g_share, v_share, square_share, rate, root_share, floor = phase(
+        switched, switch_step, sgd_rate, rates
+    )
+    bound = bounded(g)
+    mu = m_share * widen(m) + g_share * bound
+    nu = v_share * widen(v) + square_share * abs_sq(bound)
+    nu_max = jnp.maximum(v_max, nu) if amsgrad else nu
+    ahead = mu
+    if nesterov:
+        look, carry = either(switched, 1.0, 0.0), either(switched, b1, 1.0)
+        ahead = look * bound + carry * mu
+    step = quotient(rate * ahead, root_share * jnp.sqrt(nu_max) + floor)
+    # Of Adam's step, since nobody asks for them after the switch.
+    pp, pg = geometry.squared_norm(step, ()), geometry.dot(step, g, ())
+    arrays = cast_tree((step, mu, nu, nu_max), (g, m, v, v))
+    return *arrays, pp.reshape(()), pg.reshape(())
+
+
+@leaf_function
+def _estimate(pp, pg, average, switched, count, bias2, *, b2, threshold):
+    """The mean, what it estimates, and whether it is close enough to switch."""
+    told = (jnp.abs(pg) > 0) & ~switched
+    gamma = capped(pp / either(told, pg, 1.0))
+    average = either(told, ema(gamma, average, b2), average)
+    found = average / bias2
+    close = jnp.abs(found - gamma) < threshold
+    return average, found, told & close & (average > 0) & (count > 1)
+
+
+@jax.jit
+def _settle(average, found, meets, old_average, switched, switch_step, rate, count):
+    """The four numbers of a leaf after a step at which it meets the threshold."""
+    return (
+        saturated(average, old_average.dtype),
+        switched | meets,
+        either(meets, count, switch_step),
+        either(meets, found, rate).astype(rate.dtype),
+    )
+
+
+@leaf_function
+def _follow(
+    pp, pg, average, switched, switch_step, rate, count, bias2, *, b2, threshold
+):
+    """The four numbers of a leaf that switches on its own."""
+    estimate = _estimate(b2=b2, threshold=threshold)
+    found = estimate(pp, pg, average, switched, count, bias2)
+    return _settle(*found, average, switched, switch_step, rate, count)
 
 
 def swats(

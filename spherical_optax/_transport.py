@@ -4,7 +4,6 @@ Each is a transformation usable in any :func:`optax.chain`, for leaves that shar
 their channel axes (see :mod:`spherical_optax.geometry`).
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from spherical_optax._checks import (
     check_transformation,
     needs_params,
 )
+from spherical_optax._leaves import leaf_function
 from spherical_optax._limits import (
     bounded,
     capped,
@@ -255,10 +255,10 @@ def retract_to_sphere(
         )
 
     def update_fn(updates, state, params=None):
-        axes = geometry.checked_axes(channel_axes)
+        on_sphere = _retract(channel_axes=geometry.checked_axes(channel_axes))
 
         def retract(u, x, r):
-            return _retract(u, x, r, eps, axes)
+            return on_sphere(u, x, r, eps)
 
         if from_init:
             return jax.tree.map(retract, updates, params, state.radius), state
@@ -270,12 +270,13 @@ def retract_to_sphere(
     )
 
 
-@functools.partial(jax.jit, static_argnums=4)  # traced once for leaves of one shape
+@leaf_function
 def _retract(
     u: jax.Array,
     x: jax.Array,
     r: jax.typing.ArrayLike | None,
     eps: jax.typing.ArrayLike,
+    *,
     channel_axes: ChannelAxes,
 ) -> jax.Array:
     """The step to where ``x + u`` lies on the sphere; ``None`` for the norm of x."""

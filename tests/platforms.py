@@ -1,15 +1,32 @@
 """What one platform computes or the others do, to run it on a CPU."""
 
+import contextlib
+
 import jax
+import pytest
 
 CPU, ACCELERATOR = "as on a CPU", "as on accelerators"
 PLATFORMS = (CPU, ACCELERATOR)
 
 
-def trace_as_on(platform, monkeypatch):
-    """Of what is chosen for a platform, what is traced from now on is this one's."""
+@contextlib.contextmanager
+def traced_as_on(platform):
+    """Within it, what is chosen for a platform is chosen for this one.
+
+    What has been traced before is forgotten, and so is what was traced within it.
+    """
+    if platform == CPU:
+        yield
+        return
 
     def chosen(*args, cpu, default):
-        return (cpu if platform == CPU else default)(*args)
+        del cpu
+        return default(*args)
 
-    monkeypatch.setattr(jax.lax, "platform_dependent", chosen)
+    jax.clear_caches()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(jax.lax, "platform_dependent", chosen)
+            yield
+    finally:
+        jax.clear_caches()

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from platforms import CPU, PLATFORMS, trace_as_on
+from platforms import CPU, PLATFORMS, traced_as_on
 
 import spherical_optax as so
 from spherical_optax._transport import transport_on_sphere
@@ -16,9 +16,9 @@ RATE = optax.polynomial_schedule(0.1, 0.01, 1, 10)
 
 
 @pytest.fixture(params=PLATFORMS)
-def platform(request, monkeypatch):
-    trace_as_on(request.param, monkeypatch)
-    return request.param
+def platform(request):
+    with traced_as_on(request.param):
+        yield request.param
 
 
 def adam(axes, eps, decay, **options):

@@ -15,7 +15,7 @@ import pytest
 from cases import CASES, OPTIMIZERS
 from hypothesis import given
 from hypothesis import strategies as st
-from platforms import ACCELERATOR, CPU, trace_as_on
+from platforms import ACCELERATOR, CPU, traced_as_on
 
 import spherical_optax as so
 from spherical_optax._limits import within_reach
@@ -162,8 +162,7 @@ def test_a_step_counts_up_to_its_bound(dtype, counts):
     + [(case, ACCELERATOR) for case in CASES if case.name in ("adamsrt", "sgdmrt")],
     ids=lambda it: getattr(it, "id", it),
 )
-def test_any_finite_numbers_give_finite_ones(case, platform, monkeypatch):
-    trace_as_on(platform, monkeypatch)
+def test_any_finite_numbers_give_finite_ones(case, platform):
     usual = hyperparameters(case)
     assert set(usual) <= set(RANGES), "a hyperparameter without a range"
     choices = {
@@ -190,7 +189,8 @@ def test_any_finite_numbers_give_finite_ones(case, platform, monkeypatch):
             if case.name == "monitor_sphere":
                 break
 
-    check()
+    with traced_as_on(platform):
+        check()
 
 
 def usual(case, seed, size=1.0):
