@@ -13,6 +13,8 @@ WHAT is one of
   bandwidth  the speed of an update of 100 million weights, beside that of a copy
   train      images a second in training, beside the same model in PyTorch
   all        all of these
+  traffic    what the compiled update reads and writes in memory; with --target on an
+             accelerator that is not here
   table      the results in --json as Markdown; with --readme a summary into that file
 
 What is compared alternates in one process, after a warm-up; shown are medians with
@@ -29,6 +31,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+import jax
 import tyro
 
 from experiments import errors
@@ -38,6 +41,7 @@ from experiments.bench.options import Options, check
 from experiments.bench.plan import Task, plan
 from experiments.bench.store import Job, Store, read
 from experiments.bench.tables import Record, in_words
+from experiments.bench.targets import HERE, device_of
 from experiments.commands import run_command
 from experiments.compiling import compiling_once
 from experiments.values import parse_limit
@@ -67,6 +71,9 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def bench(options: Options, store: Store, began: float) -> int:
     """Measures what is not yet measured, and shows it; returns the exit code."""
+    if options.target != HERE:
+        jax.config.update("jax_platforms", "cpu")
+        device_of(options.target)
     limit = options.time_limit or (_ALL_LIMIT if options.what == "all" else None)
     end = began + parse_limit("--time-limit", limit)
     _warn_if_busy()

@@ -7,13 +7,14 @@ from typing import Annotated, Literal
 import tyro
 
 from experiments.bench.rows import COMPARISONS, NOT_COMPILED_ALONE, ROWS
+from experiments.bench.targets import HERE, TARGETS
 from experiments.errors import UsageError, check_name
 from experiments.models import MODELS
 from experiments.values import make_folder
 
 BENCHES = ("step", "compile", "memory", "scaling", "bandwidth", "train")
 """In order: training last, since the process keeps the gigabytes that it frees."""
-WHAT = (*BENCHES, "all", "table")
+WHAT = (*BENCHES, "all", "traffic", "table")
 
 
 def _own(metavar: str) -> object:
@@ -25,7 +26,7 @@ class Options:
     """Options of ``python -m experiments.bench``."""
 
     what: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="WHAT")]
-    """step, compile, memory, train, scaling, bandwidth, all of them, or table."""
+    """step, compile, memory, train, scaling, bandwidth, all of them; traffic, table."""
     json: Annotated[Path | None, _own("FILE")] = None
     """Keep every finished row here, and measure only what is not yet in it; table
     reads it."""
@@ -34,11 +35,11 @@ class Options:
     time_limit: Annotated[str | None, _own("TIME")] = None
     """Begin no row that would end later, as 90s or 9m; with all, 9m."""
     optimizers: tuple[str, ...] = ("all",)
-    """Rows of step, compile and memory, swats for all of its rows; all leaves out, in
-    compile and memory, Optax's own for comparison and what compiles for minutes."""
+    """Rows of step, compile, memory and traffic, swats for all of its rows; all leaves
+    out, but in step, Optax's own for comparison and what compiles for minutes."""
     model: Annotated[str | None, _own("MODEL")] = None
-    """Whose weights are updated; resnet18 in step and memory, densenet121 in compile,
-    and train trains resnet20 and resnet18."""
+    """Whose weights are updated; densenet121 in compile, else resnet18; train trains
+    resnet20 and resnet18."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of weights and gradients; in train, what the models compute in."""
     mu_dtype: Annotated[Literal["float32", "bfloat16"] | None, _own("DTYPE")] = None
@@ -51,6 +52,8 @@ class Options:
     five times that; not in compile."""
     batch_size: int = 128
     """Images a step in train."""
+    target: Annotated[str, _own("DEVICE")] = HERE
+    """traffic: the device to compile for; h100 and v5e (a TPU) need not be here."""
     readme: Annotated[Path | None, _own("FILE")] = None
     """table: put the table into this file, between the lines that mark its place."""
     figures: Annotated[Path | None, _own("FOLDER")] = None
@@ -86,6 +89,9 @@ def check(options: Options) -> None:
         check_name("--optimizers", name, known)
     if options.model is not None:
         check_name("--model", options.model, MODELS)
+    check_name("--target", options.target, (HERE, *TARGETS))
+    if options.target != HERE and options.what != "traffic":
+        raise UsageError("--target goes with traffic alone")
     for flag, value in (
         ("--rounds", options.rounds),
         ("--batch-size", options.batch_size),

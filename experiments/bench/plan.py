@@ -20,6 +20,7 @@ from experiments.bench.scaling import (
 )
 from experiments.bench.step import measure_step
 from experiments.bench.store import Job
+from experiments.bench.traffic import measure_traffic
 from experiments.bench.training import measure_train, random_batch
 
 Results = Mapping[str, Mapping[str, Any]]
@@ -105,6 +106,25 @@ def _memory(options: Options) -> Iterator[Task]:
         yield Task([Job("memory", name, settings)], measure, 3.0)
 
 
+def _traffic(options: Options) -> Iterator[Task]:
+    model = options.model or "resnet18"
+    settings = {
+        "model": model,
+        "dtype": options.dtype,
+        "mu_dtype": options.mu_dtype,
+        "target": options.target,
+    }
+
+    def measure(names: Sequence[str]) -> Results:
+        (name,) = names
+        shapes = trees.as_dtype(_shapes(model), options.dtype)
+        labels, dtype = trees.label(shapes), options.mu_dtype
+        return {name: measure_traffic(name, shapes, labels, dtype, options.target)}
+
+    for name in options.rows(compiled_alone=True):
+        yield Task([Job("traffic", name, settings)], measure, 5.0)
+
+
 def _train(options: Options) -> Iterator[Task]:
     models = [options.model] if options.model else _TRAINED
     settings = {
@@ -179,4 +199,5 @@ _PLANS: dict[str, Callable[[Options], Iterator[Task]]] = {
     "train": _train,
     "scaling": _scaling,
     "bandwidth": _bandwidth,
+    "traffic": _traffic,
 }

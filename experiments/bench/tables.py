@@ -7,6 +7,7 @@ from typing import Any
 from experiments.bench.jax_side import IN_PLACE, NEW
 from experiments.bench.scaling import OPTIMIZERS, fit_line
 from experiments.bench.step import OURS, REFERENCE, REFERENCE_NEW, TORCH
+from experiments.bench.targets import HERE
 
 Record = Mapping[str, Any]
 
@@ -105,6 +106,8 @@ class _Words(dict[str, Any]):
         value = super().__getitem__(key)
         if key == "mu_dtype":
             return f", first moment {value}" if value else ""
+        if key == "target":
+            return "this machine" if value == HERE else f"one {value}"
         return f"{value:,}" if isinstance(value, int) else str(value)
 
 
@@ -184,6 +187,24 @@ def _bandwidth(result: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _traffic(result: Mapping[str, Any]) -> list[str]:
+    return [
+        str(result["kernels"]),
+        _number(result["arrays"]),
+        result["reference"],
+        _number(result["ratio"]["arrays"]),
+        str(result["floor"] or ""),
+        _number(result["peak_to_needed"], 3),
+    ]
+
+
+def _traffic_notes(records: Sequence[Record]) -> list[str]:
+    places = {(r["result"]["device"], r["result"]["compiler"]) for r in records}
+    return [
+        f"{device}, compiled by {compiler or 'jaxlib'}" for device, compiler in places
+    ]
+
+
 def _number(value: float | None, digits: int = 2) -> str:
     return "not known" if value is None else f"{value:.{digits}f}"
 
@@ -256,6 +277,20 @@ COLUMNS: dict[str, Columns] = {
         "Speed of an update of {weights} weights",
         ("update", "copy, GB/s", "update, GB/s", "arrays moved", "share of the copy"),
         _bandwidth,
+    ),
+    "traffic": Columns(
+        "What the update of {model}, {dtype}{mu_dtype}, does to the memory of {target}",
+        (
+            "update",
+            "kernels",
+            "arrays read or written",
+            "against",
+            "ratio",
+            "floor",
+            "peak, in place",
+        ),
+        _traffic,
+        _traffic_notes,
     ),
 }
 """Of each measurement, what its table shows."""
