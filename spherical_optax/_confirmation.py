@@ -19,9 +19,14 @@ FACTORS = (0.5, 2.0, 4.0)
 # that adds to a cosine grows by 4, or by 16 behind a product of two outputs; twice that
 # is allowed.
 SHRUNK, GROWN = 0.5, 32.0
+# Of a few groups, in which a unit is almost dead, that may be more, of what each has.
+FEW, GROWN_FEW = 0.5, 256.0
 # Weights so much larger leave the epsilon of a normalization next to no part. In a deep
-# network what is left of it at the start can flip units, and so turn gradients.
+# network what is left of it at the start can flip units, and so turn gradients. Where
+# it is as large as what is normalized, that is so of weights larger by the square.
 ENLARGED = 32.0
+# A radial part of at most so many times what rounding makes of it is due to that.
+ROUNDING = 2.0
 # An epsilon fades with the square of that; a bias or a shortcut, added to what has
 # become larger, with that itself. Between both, and what part of the tolerance is 0.
 FADED, VANISHED = 1 / 150, 1e-3
@@ -55,8 +60,8 @@ class Confirmation:
         for leaf in leaves:
             leaf.loss_change = 0.0
         smaller = all(self._holds_when_smaller(base, leaves) for base in self.bases)
-        for enlarge in (False, True) if smaller else ():
-            changes = [self._change_of_loss(x, leaves, enlarge) for x in self.bases]
+        for times in (1.0, ENLARGED, ENLARGED**2) if smaller else ():
+            changes = [self._change_of_loss(x, leaves, times) for x in self.bases]
             for leaf in leaves:
                 relative = max(relative for relative, _ in changes)
                 leaf.loss_change = max(leaf.loss_change, relative)
@@ -80,26 +85,34 @@ class Confirmation:
         there.nudge(self.rng)
         for leaf in leaves:
             label, worst = leaf.passed[0]
-            cosines = there.cosines(leaf, label)
+            cosines = np.where(
+                leaf.is_excused(label), np.nan, there.cosines(leaf, label)
+            )
             allowed = self.allowed(leaf, self.tolerance) / np.sqrt(leaf.size(label))
-            if np.nanmax(cosines, initial=0.0) > max(allowed, GROWN * worst):
+            over = cosines > max(allowed, GROWN * worst)
+            before = base.cosines(leaf, label)
+            if np.mean(over) > FEW or np.any(cosines[over] > GROWN_FEW * before[over]):
                 return False
         return True
 
     def _change_of_loss(
-        self, base: Look, leaves: list[MeasuredLeaf], enlarge: bool
+        self, base: Look, leaves: list[MeasuredLeaf], times: float
     ) -> tuple[float, bool]:
         """The relative change of the loss, and whether all is as it has to be.
 
         The change is small next to what a turn of the same groups, by an angle of order
         1, would make, as estimated from the gradient; and gradients are inversely
-        proportional to the scale. With ``enlarge`` the same is asked of larger weights,
-        which have to matter as much as at the base, and to have next to no scale left.
+        proportional to the scale. The same may be asked of weights so many times as
+        large, which have to matter as much as those ``ENLARGED`` times smaller, and to
+        have next to no scale left.
         """
         start = base
-        if enlarge:
-            start = scaled(base, leaves, [np.asarray(ENLARGED)] * len(leaves))
-            if not all(self._vanishes(leaf, base, start) for leaf in leaves):
+        if times > 1:
+            before, start = (
+                scaled(base, leaves, [np.asarray(x)] * len(leaves))
+                for x in (times / ENLARGED, times)
+            )
+            if not all(self._vanishes(leaf, before, start, times) for leaf in leaves):
                 return 0.0, False
         factors = [self._draw_factors(leaf) for leaf in leaves]
         turns = [_turn(leaf, start) for leaf in leaves]
@@ -123,23 +136,29 @@ class Confirmation:
         drawn = self.rng.choice(FACTORS, geometry.group_shape(leaf.shape, axes))
         return drawn if np.any(drawn > 1) else 1 / drawn
 
-    def _vanishes(self, leaf: MeasuredLeaf, base: Look, larger: Look) -> bool:
+    def _vanishes(
+        self, leaf: MeasuredLeaf, base: Look, larger: Look, times: float
+    ) -> bool:
         """Whether gradients are as long for larger weights, and have no radial part.
 
-        That is, one that is negligible, or smaller by as much as an epsilon makes it.
+        That is, one that is smaller by as much as an epsilon makes it, or negligible:
+        the larger the weights, the less is, since of a bias little is left there, too.
         """
         if not alike(base.strengths[leaf.index], larger.strengths[leaf.index]):
             return False
         label, _ = leaf.passed[0]
-        before, after = (np.sum(look.radial(leaf, label)) for look in (base, larger))
-        part = VANISHED * self.tolerance / np.sqrt(leaf.size(label))
+        counted = ~leaf.is_excused(label)
+        before, after = (
+            np.sum(look.radial(leaf, label), where=counted) for look in (base, larger)
+        )
+        part = VANISHED * self.tolerance / np.sqrt(leaf.size(label)) * ENLARGED / times
         negligible = part * np.sum(base.lengths(leaf, label))
         return bool(after <= max(FADED * before, negligible))
 
     def _fades(
         self, leaf: MeasuredLeaf, base: Look, there: Look, factors: np.ndarray
     ) -> bool:
-        """Whether the radial part of gradients is negligible, or falls as groups grow.
+        """Whether the radial part of gradients is rounding, or falls as groups grow.
 
         The epsilon of a normalization matters less where weights are larger; anything
         else that depends on their scale matters more, or as much.
@@ -149,7 +168,10 @@ class Confirmation:
         if worst <= allowed / np.sqrt(leaf.size(label)):
             return True
         before, after = (look.radial(leaf, label) for look in (base, there))
+        if np.sum(before) <= ROUNDING * np.sum(base.rounding(leaf, label)):
+            return True
         larger = np.squeeze(factors, leaf.axes[label]) > 1
+        larger = larger & ~leaf.is_excused(label)
         return float(np.sum(after[larger])) <= 0.5 * float(np.sum(before[larger]))
 
 

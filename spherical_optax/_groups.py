@@ -20,7 +20,9 @@ def candidates(shape: tuple[int, ...], table: ChannelAxesTable) -> list[str]:
     """
     sizes = {}
     for label, axes in table.items():
-        if axes is None or any(not -len(shape) <= n < len(shape) for n in axes):
+        if axes is None or len(axes) > len(shape):
+            continue
+        if any(not -len(shape) <= n < len(shape) for n in axes):
             continue
         size = geometry.group_size(shape, axes)
         if size >= 2:

@@ -27,7 +27,7 @@ from spherical_optax._checks import (
     needs_params,
 )
 from spherical_optax._leaves import leaf_function
-from spherical_optax._limits import bounded, capped, in_range
+from spherical_optax._limits import bounded, capped, in_range, within_reach
 from spherical_optax._moments import (
     Number,
     in_working_precision,
@@ -36,7 +36,7 @@ from spherical_optax._moments import (
     value_at,
 )
 from spherical_optax._transport import check_radius, retract_to_sphere
-from spherical_optax.geometry import ChannelAxes
+from spherical_optax.geometry import ChannelAxes, widen
 from spherical_optax.labels import (
     ChannelAxesTable,
     Labels,
@@ -141,7 +141,7 @@ def hyperball(
     check_transformation("base", base)
     return _on_hyperball(
         "hyperball",
-        in_working_precision(base),
+        in_working_precision(base, bound_updates=False),
         learning_rate,
         labels,
         channel_axes,
@@ -388,8 +388,10 @@ def _on_hyperball(
     def spherical(axes):
         return _step_on_sphere(learning_rate, axes, radius)
 
-    plain = in_range(optax.scale_by_learning_rate(learning_rate))
-    step = partition_by_label(spherical, plain, labels, channel_axes)
+    plain = in_working_precision(
+        optax.scale_by_learning_rate(learning_rate), bound_updates=False
+    )
+    step = partition_by_label(spherical, in_range(plain), labels, channel_axes)
     return needs_params(name, optax.chain(base, step))
 
 
@@ -398,30 +400,29 @@ def _step_on_sphere(
 ) -> optax.GradientTransformation:
     """From a direction to the step that ends on the sphere."""
     sphere = retract_to_sphere(channel_axes, radius)
+    from_init = isinstance(radius, str) and radius == "initial"
 
     def init_fn(params):
         return HyperballState(jnp.zeros([], jnp.int32), sphere.init(params))
 
     def update_fn(updates, state, params=None):
         rate = value_at(learning_rate, state.count)
-        of_length = _step_of_length(channel_axes=geometry.checked_axes(channel_axes))
-
-        def step(u, x, r):
-            return of_length(u, x, r, rate)
-
-        if isinstance(radius, str) and radius == "initial":
-            steps = jax.tree.map(step, updates, params, state.sphere.radius)
+        move = _move(channel_axes=geometry.checked_axes(channel_axes))
+        if from_init:
+            radii = state.sphere.radius
+            steps = jax.tree.map(
+                lambda u, x, r: move(u, x, r, rate), updates, params, radii
+            )
         else:
             fixed = None if isinstance(radius, str) else radius
-            steps = jax.tree.map(lambda u, x: step(u, x, fixed), updates, params)
-        moved, kept = sphere.update(steps, state.sphere, params)
-        return moved, HyperballState(increment(state.count), kept)
+            steps = jax.tree.map(lambda u, x: move(u, x, fixed, rate), updates, params)
+        return steps, HyperballState(increment(state.count), state.sphere)
 
     return optax.GradientTransformation(init_fn, update_fn)
 
 
 @leaf_function
-def _step_of_length(
+def _move(
     u: jax.Array,
     x: jax.Array,
     r: Number | None,
@@ -429,12 +430,16 @@ def _step_of_length(
     *,
     channel_axes: ChannelAxes,
 ) -> jax.Array:
-    """Against ``u``, as long as a part of the radius; ``None`` for the norm of x."""
-    if r is None:
-        r = geometry.norm(bounded(x), channel_axes)
-    u = bounded(u)
-    unit = geometry.reciprocal(geometry.norm(u, channel_axes)) * u
-    return -capped(rate * r) * unit
+    """The step to where ``x`` less a part of the radius along ``u`` lies on the sphere.
+
+    ``None`` is the norm of ``x``. ``u`` is summed as it is: its clip would be an array.
+    """
+    u, start = widen(u), widen(x)
+    r = geometry.norm(start, channel_axes) if r is None else capped(r)
+    per_unit = geometry.reciprocal(geometry.norm(u, channel_axes))
+    y = start - bounded(capped(rate * r) * (per_unit * bounded(u)))
+    moved = capped(r * geometry.reciprocal(geometry.norm(y, channel_axes))) * y
+    return within_reach(moved - start, x)
 
 
 def _every(

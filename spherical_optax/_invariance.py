@@ -5,10 +5,11 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, overload
 
+import jax
 import numpy as np
 import optax
 
-from spherical_optax._checks import check_numbers
+from spherical_optax._checks import check_numbers, is_traced
 from spherical_optax._look import MeasuredLeaf
 from spherical_optax._probe import Probe
 from spherical_optax._search import Search
@@ -157,10 +158,11 @@ def detect_invariance(
       worst_loss_change, known)`` for each leaf and prints well.
 
     Raises:
-      ValueError: ``loss_fn`` is no function, or returns no real number, or one that is
-        not finite at ``params`` or anywhere near, or not the same when called again;
-        two leaves have one path; ``channel_axes`` has no label for weights on no
-        sphere, or names an axis of a leaf twice; ``seed`` is no integer of at least 0.
+      ValueError: ``params`` or ``args`` have no numbers, being shapes or traced;
+        ``loss_fn`` is no function, or returns no real number, or one that is not
+        finite at ``params`` or anywhere near, or not the same when called again; two
+        leaves have one path; ``channel_axes`` has no label for weights on no sphere,
+        or names an axis of a leaf twice; ``seed`` is no integer of at least 0.
 
     Warns:
       UserWarning: once, naming the leaves that no gradient reaches close to ``params``,
@@ -197,6 +199,7 @@ def detect_invariance(
     if not callable(loss_fn):
         raise ValueError(f"loss_fn must be a function, got {loss_fn!r}")
     check_paths(params)
+    _check_concrete(params, args)
     probe = Probe(loss_fn, params, args)
     paths = paths_of_leaves(params)
     leaves = [
@@ -214,6 +217,18 @@ def detect_invariance(
     by_path = {row.path: row.label for row in rows}
     labels = map_with_path(lambda path, _: by_path.get(path, flat), params)
     return (labels, InvarianceTable(rows)) if explain else labels
+
+
+def _check_concrete(params: Any, args: Any) -> None:
+    """Raises a ValueError where an array has no numbers."""
+    for leaf in jax.tree.leaves((params, args)):
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            raise ValueError(f"params and args must be arrays with numbers, got {leaf}")
+        if is_traced(leaf):
+            raise ValueError(
+                "detect_invariance must be called outside of jax.jit, jax.grad and the"
+                f" like, got {leaf}"
+            )
 
 
 def _row(path: str, leaves: list[MeasuredLeaf], flat: str) -> InvarianceRow:

@@ -18,7 +18,7 @@ from spherical_optax.labels import ChannelAxesTable
 
 # A gradient this small next to the largest is taken for rounding errors.
 NEGLIGIBLE = 1e-6
-# One of a group that is so small next to that of its leaf, as well.
+# One of a group that is so small next to those of the others, as well.
 NEGLIGIBLE_GROUP = 1e-3
 # One that changes by so much when weights change in their last digit is, too.
 NOISE = 0.5
@@ -36,6 +36,8 @@ class MeasuredLeaf:
       known: False where no gradient reached it.
       passed: labels that gradients allow and that are yet to be confirmed, with the
         worst cosine.
+      excused: by label, groups that have a scale where some unit is almost dead, by an
+        epsilon alone.
       label: the one that was confirmed.
     """
 
@@ -50,8 +52,13 @@ class MeasuredLeaf:
         self.axes = {x: inner_axes(shape, table[x]) for x in self.candidates}
         self.alive, self.dead, self.noise, self.known = 0, False, 0.0, False
         self.passed: list[tuple[str, float]] = []
+        self.excused: dict[str, np.ndarray] = {}
         self.label: str | None = None
         self.cosine = self.loss_change = math.nan
+
+    def is_excused(self, label: str) -> np.ndarray:
+        """Which groups have a scale at some points, by an epsilon alone."""
+        return self.excused.get(label, np.asarray(False))
 
     def size(self, label: str) -> int:
         """The number of weights in a group."""
@@ -108,6 +115,12 @@ class Look:
         i = leaf.index
         return radial(self.gradients[i], self.point[i], leaf.axes[label])
 
+    def rounding(self, leaf: MeasuredLeaf, label: str) -> np.ndarray:
+        """How much of that changed with the rounding of weights."""
+        i = leaf.index
+        change = wide(self.nudged[i]) - wide(self.gradients[i])
+        return radial(change, self.point[i], leaf.axes[label])
+
     def lengths(self, leaf: MeasuredLeaf, label: str) -> np.ndarray:
         """|g| |x| in every group."""
         axes = leaf.axes[label]
@@ -120,10 +133,12 @@ class Look:
         Or nothing but rounding errors.
         """
         i, axes = leaf.index, leaf.axes[label]
-        least = max(
-            NEGLIGIBLE * max(self.strengths), NEGLIGIBLE_GROUP * self.strengths[i]
-        )
         products = self.lengths(leaf, label)
+        # The strength of a leaf of n equal groups is n times theirs.
+        least = max(
+            NEGLIGIBLE * max(self.strengths) / products.size,
+            NEGLIGIBLE_GROUP * float(np.sqrt(np.mean(products**2))),
+        )
         seen = products > least
         if self.probe.is_fine:
             g = self.gradients[i]

@@ -180,12 +180,14 @@ def adam_rate(
 
 
 def in_working_precision(
-    inner: optax.GradientTransformation,
+    inner: optax.GradientTransformation, *, bound_updates: bool = True
 ) -> optax.GradientTransformationExtraArgs:
     """Runs a transformation in float32 at least, whatever the parameters' type.
 
     Its state is kept so, too, and its updates leave so. An ``eps`` that it adds would
-    vanish in float16. What goes in and out is bounded (see ``_limits.py``).
+    vanish in float16. What goes in is bounded (see ``_limits.py``), and what comes out
+    unless that is left to what follows: of a clip in front of a sum XLA would make an
+    array.
     """
     inner = optax.with_extra_args_support(inner)
 
@@ -200,7 +202,7 @@ def in_working_precision(
     def update_fn(updates, state, params=None, **extra_args):
         updates, params = bounded_tree((updates, params))
         updates, state = inner.update(updates, state, params, **extra_args)
-        return bounded_tree(updates), state
+        return bounded_tree(updates) if bound_updates else updates, state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

@@ -175,11 +175,16 @@ def perturb(
         angle = math.pi / 4 * strength * (NEAR if near and not small else 1.0)
         scale = math.sin(angle) * (factor * usual if small else max(rms, usual))
         moved = math.cos(angle) * x + scale * noise
-        if keep_signs:
+        if keep_signs or _is_constant(x):
             moved = np.where(x == 0, moved, x * np.exp(math.sin(angle) * noise.real))
         return moved.astype(x.dtype)
 
     return [leaf(x, factor) for x, factor in zip(start, amplification, strict=True)]
+
+
+def _is_constant(x: np.ndarray) -> bool:
+    """Whether all numbers are the same one, as scales are at initialization."""
+    return bool(np.all(x == x.flat[0]))
 
 
 def wide(x: np.ndarray) -> np.ndarray:

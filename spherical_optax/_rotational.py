@@ -1,5 +1,6 @@
 """Rotational optimizers: every group turns by the angle it would settle at anyway."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,6 +15,8 @@ from spherical_optax._leaves import leaf_function, map_leaves
 from spherical_optax._limits import (
     bounded,
     capped,
+    clip,
+    either,
     in_range,
     root_floor,
     saturated,
@@ -27,7 +30,7 @@ from spherical_optax._moments import (
     increment,
     value_at,
 )
-from spherical_optax._transport import norm_or_shape
+from spherical_optax._transport import norm_or_shape, told
 from spherical_optax.geometry import ChannelAxes, widen
 from spherical_optax.labels import (
     ChannelAxesTable,
@@ -144,7 +147,8 @@ def rotational(
         )
     )
     step = partition_by_label(spherical, plain, labels, channel_axes)
-    return needs_params("rotational", optax.chain(in_working_precision(base), step))
+    base = in_working_precision(base, bound_updates=False)
+    return needs_params("rotational", optax.chain(base, step))
 
 
 def _rotate(
@@ -183,12 +187,33 @@ def _rotate(
 
 @leaf_function
 def _turn(u, x, radius, s, angle, bias, *, decay, eps, channel_axes):
-    """The step that turns by an angle, and the new mean square of its direction."""
-    u, bound = bounded(u), bounded(x)
-    radial = geometry.divide(geometry.dot(u, bound, channel_axes), radius * radius)
-    tangent = geometry.center(bounded(u - capped(radial) * bound), channel_axes)
-    nu = ema(geometry.dot(tangent, tangent, channel_axes), s, decay)
+    """The step that turns by an angle, and the new mean square of its direction.
+
+    Nothing but ``u`` and ``tangent`` is written in between: the mean, and the norm of
+    where the step leads, come from sums over where it starts. ``u`` is summed as it is,
+    since its clip would be an array.
+    """
+    u, x32 = widen(u), widen(x)
+    axes = geometry.group_axes(x.ndim, channel_axes)
+    size = max(geometry.group_size(x.shape, channel_axes), 1)
+    xx = geometry.squared_norm(x32, channel_axes)
+    largest = geometry.largest_square(xx.dtype)
+    longest = math.sqrt(largest)
+    total_u, total = (told(jnp.sum(a, axis=axes, keepdims=True)) for a in (u, x32))
+    total = either(xx < largest, total, 0.0)
+    ux = clip(told(geometry.dot(u, x32, channel_axes)), largest)
+    # Neither what is taken away nor the step is longer than what counts.
+    radial = geometry.divide(either(xx < largest, ux, 0.0), radius * radius)
+    most = longest * geometry.reciprocal(jnp.sqrt(xx))
+    radial = jax.lax.clamp(-most, radial, most)
+    mean = bounded((total_u - radial * total) / size)
+    tangent = (bounded(u) - radial * x32) - mean
+    square = geometry.dot(tangent, tangent, channel_axes)
+    nu = ema(square, s, decay)
     turned = capped(angle * radius / root_floor(jnp.sqrt(nu / bias) + eps))
-    step = bounded(-turned * tangent)
-    moved = geometry.retract(bound, step, channel_axes, radius=radius)
-    return within_reach(moved - widen(x), x), saturated(nu, s.dtype)
+    turned = jnp.minimum(turned, longest * geometry.reciprocal(jnp.sqrt(square)))
+    along = ux - radial * xx - jnp.real(jnp.conj(total) * mean)
+    after = xx + turned * (turned * square - 2 * along)
+    scale = capped(radius * geometry.reciprocal(jnp.sqrt(jnp.maximum(after, 0.0))))
+    moved = scale * (x32 - turned * tangent)
+    return within_reach(moved - x32, x), saturated(nu, s.dtype)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from spherical_optax._confirmation import Confirmation
-from spherical_optax._look import NEGLIGIBLE, Look, MeasuredLeaf
+from spherical_optax._confirmation import ENLARGED, FEW, Confirmation
+from spherical_optax._look import NEGLIGIBLE, Look, MeasuredLeaf, scaled
 from spherical_optax._probe import Probe, perturb
 from spherical_optax.labels import ChannelAxesTable
 
@@ -16,6 +16,10 @@ AMPLIFIED_TO, AMPLIFIED = 0.3, 1e3
 # How close points are, as a power of 1/2, and whether signs are kept: until one is
 # finite.
 TRIALS = (*((n, False) for n in range(6)), (1, True), (3, True))
+# That a few groups have a scale, and only far from the start, may be an epsilon:
+# then it fades with the square of their size, to this part where that is as large
+# as what is normalized. A bias fades with their size, 32 here.
+FADED_FEW = 1 / 50
 
 
 class Search:
@@ -110,18 +114,66 @@ class Search:
             return
         leaf.known = not leaf.candidates
         for label in leaf.candidates:
+            allowed = self._allowed(leaf, self.tolerance) / math.sqrt(leaf.size(label))
             cosines = np.stack([look.cosines(leaf, label) for look in looks])
+            cosines = self._without_epsilon(leaf, label, looks, cosines, allowed)
             known = ~np.isnan(cosines)
             if not known.any():
                 continue
             worst = float(np.nanmax(cosines))
             leaf.cosine = worst if math.isnan(leaf.cosine) else min(leaf.cosine, worst)
-            allowed = self._allowed(leaf, self.tolerance)
-            orthogonal = worst <= allowed / math.sqrt(leaf.size(label))
             seen = np.max(np.sum(known, axis=0)) >= 2
-            if orthogonal and seen:
+            if worst <= allowed and seen:
                 leaf.passed.append((label, worst))
-            leaf.known |= bool(seen or not orthogonal)
+            leaf.known |= bool(seen or worst > allowed)
+
+    def _without_epsilon(
+        self,
+        leaf: MeasuredLeaf,
+        label: str,
+        looks: Sequence[Look],
+        cosines: np.ndarray,
+        allowed: float,
+    ) -> np.ndarray:
+        """Leaves out groups that have a scale far from the start, by an epsilon alone.
+
+        What comes before a normalization may hardly vary there: a unit that is almost
+        dead, seen by one filter of a depthwise convolution. Close to the start no group
+        has a scale then, far from it a few, and none of larger weights.
+        """
+        radial = cosines > allowed
+        few = np.mean(radial, axis=tuple(range(1, radial.ndim))) <= FEW
+        if not radial.any() or radial[-1].any() or not few.all():
+            return cosines
+        kept, cosines, excused = cosines, cosines.copy(), np.any(radial, axis=0)
+        for look, groups, kept_ones in zip(looks, radial, cosines, strict=True):
+            if groups.any() and not self._is_epsilon(leaf, label, look, groups):
+                return kept
+            kept_ones[groups] = np.nan
+        leaf.excused[label] = excused
+        return cosines
+
+    def _is_epsilon(
+        self, leaf: MeasuredLeaf, label: str, look: Look, groups: np.ndarray
+    ) -> bool:
+        """Whether an epsilon explains that some groups have a scale: larger have none.
+
+        What hardly varies next to the epsilon has to become much larger first.
+        """
+        allowed = self._allowed(leaf, self.tolerance) / math.sqrt(leaf.size(label))
+        left, waiting = look.radial(leaf, label), groups
+        ignored = groups | np.isnan(look.cosines(leaf, label))
+        for times in (ENLARGED, ENLARGED**2):
+            larger = scaled(look, [leaf], [np.asarray(times)])
+            larger.nudge(self.rng)
+            before, left = left, larger.radial(leaf, label)
+            waiting = waiting & (left > FADED_FEW * before)
+            others = np.where(ignored, np.nan, larger.cosines(leaf, label))
+            if np.nanmax(others, initial=0.0) > allowed:
+                return False
+            if not waiting.any():
+                return True
+        return False
 
     def _allowed(self, leaf: MeasuredLeaf, tolerance: float) -> float:
         """The part of the cosine of random vectors that a leaf may have."""

@@ -110,7 +110,7 @@ def rescale_and_transport(
         shrink = capped(before / denominator)
 
         def vector(m):
-            away = _told(geometry.dot(m, x2, channel_axes)) / denominator
+            away = told(geometry.dot(m, x2, channel_axes)) / denominator
             carried = along * bounded(m) - capped(away) * widen(x1)
             return bounded(jnp.where(known, carried, m))
 
@@ -159,7 +159,7 @@ def transport_on_sphere(
         along = capped(geometry.dot(x1, y, channel_axes) / denominator)
 
         def vector(m):
-            away = _told(geometry.dot(m, y, channel_axes)) / denominator
+            away = told(geometry.dot(m, y, channel_axes)) / denominator
             carried = along * bounded(m) - capped(away) * widen(x1)
             return bounded(jnp.where(known, carried, m))
 
@@ -315,7 +315,7 @@ def is_in_range(square: jax.Array) -> jax.Array:
     return square < largest_square(square.dtype)
 
 
-def _told(product: jax.Array) -> jax.Array:
+def told(product: jax.Array) -> jax.Array:
     """A sum of products, 0 where infinite moments of another optimizer made it so."""
     return jnp.where(jnp.isfinite(product), product, 0.0)
 

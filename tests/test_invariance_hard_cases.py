@@ -1,7 +1,8 @@
 """Losses that JAX differentiates, and that ask more of the measurement than most.
 
-Weights that are free of scale on one side only, filters that are all but dead, batches
-of which Python reads values, and parameters that have to be positive.
+Weights that are free of scale on one side only, filters that are all but dead or see a
+unit that is, thousands of groups, batches of which Python reads values, and parameters
+that have to be positive.
 """
 
 import jax
@@ -65,6 +66,46 @@ def test_filters_that_are_active_in_one_place(seed, epsilon):
         return head(relu(y), params["head"])
 
     assert so.detect_invariance(loss, params, x)["k"] == F
+
+
+SEPARABLE = {
+    "k": (3, 3, 3, 32),
+    **{f"{letter}{n}": (32,) for n in range(5) for letter in "sb"},
+    **{f"d{n}": (3, 3, 1, 32) for n in (1, 3)},
+    **{f"p{n}": (1, 1, 32, 32) for n in (2, 4)},
+    "head": (32, 4),
+}
+KERNELS = ("k", "d1", "p2", "d3", "p4")
+
+
+def separable(params, x):
+    """Depthwise and pointwise convolutions, each with a normalization and a relu."""
+    for n, name in enumerate(KERNELS):
+        x = batch_norm(conv(x, params[name], groups=32 if name[0] == "d" else 1))
+        x = relu(x * params[f"s{n}"] + params[f"b{n}"])
+    return head(x, params["head"])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_filters_that_see_a_unit_that_is_almost_dead(seed):
+    """Its epsilon gives them a scale, and only where biases are far from the start."""
+    x = np.random.default_rng(3).normal(size=(64, 16, 16, 3)).astype(np.float32)
+    labels = so.detect_invariance(separable, start(SEPARABLE), x, seed=seed)
+    assert labels == {name: F if name in KERNELS else E for name in SEPARABLE}
+
+
+@pytest.mark.parametrize("strength", [1.0, 1e4])
+@pytest.mark.parametrize("width", [16, 4096])
+def test_groups_without_number(width, strength):
+    """Each is seen, however many there are, and whatever another leaf does."""
+
+    def loss(params, x):
+        fixed = strength * jnp.sum(params["strong"] ** 2)
+        return head(relu(batch_norm(x @ params["k"])), params["head"]) + fixed
+
+    params = start({"k": (12, width), "head": (width, 4), "strong": (3, 2)})
+    labels = so.detect_invariance(loss, params, X)
+    assert labels == {"k": F, "head": E, "strong": E}
 
 
 def per_example(params, x):
@@ -137,6 +178,39 @@ def test_axes_that_are_one():
     table = {"out": (-1, 1), "euclidean": None}
     with pytest.raises(ValueError, match=r"^k: channel_axes \(-1, 1\) name the same"):
         so.detect_invariance(lambda p: 1.0, start({"k": (4, 3)}), channel_axes=table)
+
+
+def test_a_label_of_more_axes_than_a_leaf_has():
+    """As that of stacked filters, in a network with biases: it is not tried there."""
+
+    def loss(params, x):
+        for kernel in params["k"]:
+            x = relu(batch_norm(x @ kernel))
+        return head(x + params["b"], params["head"])
+
+    table = {**so.CHANNEL_AXES, "stacked": (0, -1)}
+    params = start({"k": (2, 12, 12), "b": (12,), "head": (12, 4)})
+    labels = so.detect_invariance(loss, params, X, channel_axes=table)
+    assert labels == {"k": "stacked", "b": E, "head": E}
+
+
+@pytest.mark.parametrize("where", [0, 1])
+def test_arrays_without_numbers(where):
+    """An error that says so, in place of one from within the loss."""
+
+    def loss(params, x):
+        return jnp.sum(params["k"] @ x)
+
+    given = [start({"k": (4, 3)}), np.ones(3, np.float32)]
+    shapes = list(given)
+    shapes[where] = jax.eval_shape(lambda: given[where])
+    with pytest.raises(ValueError, match=r"^params and args must be arrays with numb"):
+        so.detect_invariance(loss, *shapes)
+    inside = jax.jit(
+        lambda x: so.detect_invariance(loss, *given[:where], x, *given[2:])
+    )
+    with pytest.raises(ValueError, match=r"^detect_invariance must be called outside"):
+        inside(given[where])
 
 
 @pytest.mark.parametrize("seed", [-1, 0.5, None, jax.random.key(0)])
