@@ -79,10 +79,11 @@ def scale_by_adabound(
     def update_fn(updates, state, params=None):
         del params
         count = increment(state.count)
-        rate = value_at(learning_rate, state.count)
-        first = either(state.count == 0, jnp.asarray(rate, float), state.first_rate)
+        rate = jnp.asarray(value_at(learning_rate, state.count), float)
+        first = either(state.count == 0, rate, state.first_rate)
         # Injected, a schedule may start at 0; nothing is relative to that.
         scaled = either(first > 0, geometry.divide(rate, first), 1.0)
+        scaled = either(rate > 0, scaled, 0.0)
         final = capped(final_learning_rate * scaled)
         bias1, bias2 = bias_correction(b1, count), bias_correction(b2, count)
         corrected = capped(rate * jnp.sqrt(bias2) / bias1)
@@ -174,7 +175,7 @@ def adabound(
       implementation, which this follows, does not. There a scheduler scales the
       final learning rate through the ratio to the initial one; so it does here, also
       for a learning rate that :func:`optax.inject_hyperparams` changes. Where that
-      starts at 0, :math:`f = \alpha`.
+      starts at 0, :math:`f = \alpha` from then on. While it is 0, nothing moves.
 
     References:
       Luo et al., `Adaptive gradient methods with dynamic bound of learning rate

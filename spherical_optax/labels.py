@@ -15,6 +15,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from spherical_optax import geometry
@@ -48,6 +49,7 @@ def label_conv_filters(params: optax.Params) -> LabelTree:
       >>> label_conv_filters({"conv": jnp.ones((3, 3, 4, 8)), "bias": jnp.ones(8)})
       {'bias': 'euclidean', 'conv': 'filter'}
     """
+    _check_parameters(params)
     return map_with_path(
         lambda _, leaf: "filter" if ndim(leaf) >= 3 else "euclidean", params
     )
@@ -98,7 +100,21 @@ def label_by_path(
         matches = (label for rule, label in compiled if rule.fullmatch(path))
         return next(matches, default)
 
-    return lambda params: map_with_path(label_leaf, params)
+    def label(params: optax.Params) -> LabelTree:
+        _check_parameters(params)
+        return map_with_path(label_leaf, params)
+
+    return label
+
+
+def _check_parameters(params: Any) -> None:
+    """Raises a ValueError for a count of steps, which is no tree of parameters."""
+    dtype = getattr(params, "dtype", None)
+    if dtype is not None and ndim(params) == 0 and jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError(
+            "labels: the function was given a count of steps, and not parameters; under"
+            ' optax.inject_hyperparams it needs static_args=("labels",)'
+        )
 
 
 def path_string(path: Sequence[Any]) -> str:

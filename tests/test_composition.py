@@ -111,6 +111,36 @@ def test_a_schedule_scales_the_final_learning_rate_of_adabound(falling):
     assert all(np.any(leaf) for leaf in jax.tree.leaves(updates[1:]))
 
 
+@pytest.mark.parametrize("wrap", [lambda make: make, optax.inject_hyperparams])
+@pytest.mark.parametrize("steps", [0, 3])
+def test_a_learning_rate_of_zero_moves_nothing(wrap, steps):
+    """From the start, or from some step on: AdaBound's lower bound is 0 then, too."""
+    params, grads = {"w": jnp.ones(4)}, {"w": jnp.full(4, 2.0)}
+    rate = 0.0
+    if steps:
+        rate = optax.join_schedules(
+            [optax.constant_schedule(0.1), optax.constant_schedule(0.0)], [steps]
+        )
+    optimizer = wrap(so.adabound)(learning_rate=rate, gamma=0.1)
+    state = optimizer.init(params)
+    for step in range(steps + 4):
+        updates, state = optimizer.update(grads, state, params)
+        assert np.all(updates["w"] != 0) == (step < steps)
+
+
+@pytest.mark.parametrize(
+    "label", [so.label_conv_filters, so.label_by_path({"conv": "filter"})]
+)
+def test_a_labelling_function_taken_for_a_schedule(label):
+    """An error that says how to inject, and not a tree of one label."""
+    params = {"conv": jnp.ones((3, 3, 2, 2))}
+    injected = optax.inject_hyperparams(so.adamsrt)(1e-3, labels=label)
+    with pytest.raises(ValueError, match=r'^labels: .* static_args=\("labels",\)'):
+        injected.init(params)
+    make = optax.inject_hyperparams(so.adamsrt, static_args=("labels",))
+    make(1e-3, labels=label).init(params)
+
+
 def test_hyperparameters_that_are_rounded_to_one():
     params = {"k": jnp.ones((2, 3), jnp.bfloat16)}
     make = functools.partial(optax.inject_hyperparams, so.adamp)
