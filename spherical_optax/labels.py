@@ -100,11 +100,11 @@ def label_by_path(
         matches = (label for rule, label in compiled if rule.fullmatch(path))
         return next(matches, default)
 
-    def label(params: optax.Params) -> LabelTree:
+    def label_tree(params: optax.Params) -> LabelTree:
         _check_parameters(params)
         return map_with_path(label_leaf, params)
 
-    return label
+    return label_tree
 
 
 def _check_parameters(params: Any) -> None:

@@ -386,3 +386,9 @@ def make_step(optimizer: optax.GradientTransformation) -> Callable:
 def case_id(case: Case) -> str:
     """The name of a case in pytest's output."""
     return case.id
+
+
+def compiled_fast(function, *args):
+    """What a function of arrays returns, compiled with few optimizations."""
+    lowered = jax.jit(function).lower(*args)
+    return lowered.compile({"xla_backend_optimization_level": 0})(*args)
