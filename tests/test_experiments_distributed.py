@@ -115,6 +115,27 @@ def test_when_one_of_four_is_killed_the_others_end_and_one_goes_on(
         assert leaf == pytest.approx(expected[path], rel=1e-3, abs=1e-6)
 
 
+def test_what_the_first_alone_refuses_ends_both_at_once(tmp_path):
+    """It alone looks at the run folder; the other one waits for it."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "letter.txt").write_text("not a run")
+    running = start_all(folder, 2, 1)
+    (_, first), (_, second) = all_end(running)
+    assert running[0].returncode == 2
+    assert first == f"error: --out {folder}: exists and is not a run folder\n"
+    assert running[1].returncode != 0
+    assert "another process has ended" in second or "another task died" in second
+
+
+def test_what_both_refuse_each_of_them_says(tmp_path):
+    running = start_all(tmp_path / "run", 2, 1, "--batch-size", "100000")
+    for process, (_, error) in zip(running, all_end(running), strict=True):
+        assert process.returncode == 2
+        assert error.startswith("error: --batch-size must be at most ")
+        assert error.count("\n") == 1
+
+
 def test_when_the_disk_of_one_of_two_is_full_both_end_and_one_goes_on(alone, tmp_path):
     folder = tmp_path / "run"
     running = start_all(folder, 2, 1, "--mesh", "fsdp=2")
