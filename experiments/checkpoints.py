@@ -31,6 +31,7 @@ from experiments.errors import CheckpointError, UsageError
 from experiments.orbax_io import (
     abstract,
     copies,
+    failure_of_the_system,
     nested,
     open_reader,
     open_writer,
@@ -42,6 +43,7 @@ from experiments.orbax_io import (
 __all__ = ["Checkpoints", "digest"]
 
 _KEEP = 2
+_GOOD, _REFUSED, _DAMAGED, _UNREAD = range(4)  # what came of reading, ever worse
 _UNFINISHED = ".orbax-checkpoint-tmp"  # ends the name of what is not complete
 
 
@@ -125,7 +127,7 @@ class Checkpoints:
         """Reads the newest checkpoint that is not damaged.
 
         Damaged ones are set aside, under another name, and warned of. Every process
-        calls it; what one of them cannot read is damaged for all.
+        calls it; what is damaged for one of them is so for all.
 
         Args:
           like: a tree of arrays; the restored one has its structure, and lies on
@@ -137,7 +139,8 @@ class Checkpoints:
           Arrays and record; None if there is no checkpoint.
 
         Raises:
-          CheckpointError: there are some, and all are damaged.
+          CheckpointError: there are some, and all are damaged, now or before; or the
+            system fails to read one, which need not be damaged.
         """
         lost = self._set_unlisted_aside(warn)
         steps = self.steps()
@@ -147,23 +150,27 @@ class Checkpoints:
                 found = self._read_checked(step, like, refuse)
             except Exception as error:  # Orbax raises whatever its layers raise
                 failure = error
-            refused = isinstance(failure, UsageError)
-            # One that some process cannot read is damaged, else it may be refused.
-            worst = agree(1 if refused else 2 + jax.process_index() if failure else 0)
-            if failure and worst == 1:
-                raise failure
-            if found is not None and worst == 0:
+            worst, who = _worst_of_all(failure)
+            if worst == _UNREAD:
+                raise self._unread(step, failure, who)
+            if worst == _REFUSED:
+                where = self.path / str(step)
+                raise failure or UsageError(f"--resume: process {who} refuses {where}")
+            if found is not None and worst == _GOOD:
                 leaves, record = found
                 wrong = first_difference(leaves, record["leaves"])
                 if not agree(int(wrong is not None)):
                     return _in_place(leaves, like), record["facts"]
                 failure = ValueError(f"{wrong or 'it'} is not what was written")
-            elif failure is None or refused:
-                failure = ValueError(f"process {worst - 2} cannot read it")
+            elif failure is None or isinstance(failure, UsageError):
+                failure = ValueError(f"process {who} cannot read it")
             self._set_aside(step, failure, warn)
-        if steps or lost:
+        aside = sorted(self.path.glob("damaged-*"), key=lambda p: (len(p.name), p))
+        if agree(int(bool(steps or lost or aside))):
+            only = f", only {', '.join(path.name for path in aside)}" if aside else ""
             raise CheckpointError(
-                f"{self.path}: no checkpoint is left that can be read"
+                f"{self.path}: no checkpoint is left that can be read{only};"
+                " --overwrite begins the run anew"
             )
         return None
 
@@ -256,6 +263,20 @@ class Checkpoints:
         found = self._open_reader().restore(step, args=args.Composite(**{item: how}))
         return found[item]
 
+    def _unread(
+        self, step: int, failure: Exception | None, who: int
+    ) -> CheckpointError:
+        """Says what keeps this process, or another one, from reading a checkpoint."""
+        folder = self.path / str(step)
+        file, why = folder, f"by process {who}"
+        behind = failure and failure_of_the_system(failure)
+        if behind:
+            file, why = getattr(behind, "filename", None) or file, reason(behind)
+        return CheckpointError(
+            f"{file}: cannot be read: {why}; --resume tries it again, or goes on from"
+            f" the one before it once {folder} is moved away"
+        )
+
     def _failure(self, error: Exception) -> CheckpointError:
         """Clears away what was half-written, and says what is left."""
         step, self._writing = self._writing, None
@@ -283,6 +304,18 @@ class Checkpoints:
         if self._reader is not None:
             self._reader.reload()
         warn(f"{damaged}: damaged, set aside as {aside.name}: {reason(error)}")
+
+
+def _worst_of_all(failure: Exception | None) -> tuple[int, int]:
+    """What came of reading where it went worst, and in which process that was."""
+    mine = _GOOD
+    if isinstance(failure, UsageError):
+        mine = _REFUSED
+    elif failure is not None:
+        mine = _UNREAD if failure_of_the_system(failure) else _DAMAGED
+    count = jax.process_count()
+    worst, who = divmod(agree(mine * count + jax.process_index()), count)
+    return worst, who
 
 
 def _seal(facts: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:

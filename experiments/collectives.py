@@ -59,7 +59,8 @@ class Options:
     step: bool = True
     """Count whole steps of training, too, with adamsrt."""
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """Keep the figures here, and take from it those that it has already."""
+    """Keep the figures here, and take from it those that it has already: of the same
+    model, devices and versions. Those of other versions are replaced."""
 
 
 def measure_update(name: str, layout: str, mesh: Any, shapes: Any) -> dict[str, Any]:
@@ -140,18 +141,28 @@ def _key(record: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _kept(options: Options) -> dict[tuple[str, ...], dict[str, Any]]:
-    """The figures in the file, by what they are of; those of another model are not."""
+    """The figures in the file, by what they are of; none if they are of other versions.
+
+    Raises:
+      UsageError: it is no file of this command, or has figures of another model.
+    """
     if options.json is None or not options.json.exists():
         return {}
     try:
         found = json.loads(options.json.read_text())
         same = _facts(options).items() <= found.items()
+        model, devices = found["model"], found["devices"]
         records = {_key(record): record for record in found["records"]}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         raise errors.UsageError(
             f"--json {options.json}: not a file of this command; delete it, or name"
             " another"
         ) from None
+    if (model, devices) != (options.model, options.devices):
+        raise errors.UsageError(
+            f"--json {options.json}: has figures of {model} on {devices} devices; name"
+            " another file"
+        )
     return records if same else {}
 
 
@@ -168,7 +179,10 @@ def _facts(options: Options) -> dict[str, Any]:
 
 
 def _write(options: Options, records: Iterable[Mapping[str, Any]]) -> None:
-    """Writes all figures there are, optimizers in their order, then steps."""
+    """Writes all figures there are, optimizers in their order, then steps.
+
+    All of it or, if that fails or the process is killed, none of it.
+    """
     assert options.json is not None
     names = [*EXPORTED, *OTHERS]
 
@@ -176,7 +190,12 @@ def _write(options: Options, records: Iterable[Mapping[str, Any]]) -> None:
         return names.index(record["optimizer"]) if "optimizer" in record else len(names)
 
     facts = {**_facts(options), "records": sorted(records, key=place)}
-    options.json.write_text(json.dumps(facts, indent=1) + "\n")
+    unfinished = options.json.with_name(f"{options.json.name}.{os.getpid()}.unfinished")
+    try:
+        unfinished.write_text(json.dumps(facts, indent=1) + "\n")
+        os.replace(unfinished, options.json)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -7,6 +7,7 @@ signal, as to stop or to save, has to be agreed on before anyone does it.
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ _SILENCE_SECONDS = 30
 """A process that was not heard of for so long is taken for lost."""
 _FAREWELL_SECONDS = 120
 """So long one waits for the others at its end; the first still draws figures."""
+_LAST_WORD_SECONDS = 3
 
 
 class LostProcessError(Exception):
@@ -155,12 +157,15 @@ def leave_the_lost(error: Exception) -> None:
     leave()
 
 
-def leave() -> None:
+def leave(code: int = EXIT_FAILED) -> None:
     """Where there are others, ends this process now, so that they do not wait for it.
 
-    They notice, and end as well.
+    They notice, and end as well: when the first one ends, in no time. So it leaves them
+    a moment in which to say what they have met themselves.
     """
-    if several():
+    if jax.distributed.is_initialized() and several():
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(EXIT_FAILED)
+        if is_primary():
+            time.sleep(_LAST_WORD_SECONDS)
+        os._exit(code)

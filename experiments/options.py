@@ -160,7 +160,8 @@ class Config:
     each by its own images, and say nothing to the others. A run that resumes on another
     number of devices keeps the number it began with."""
     skip_nonfinite: int = 0
-    """Leave out steps whose gradient is not finite, at most so many in a row."""
+    """Leave out steps whose gradient is not finite, at most so many in a row. A step
+    that is left out does not advance the schedule of the learning rate."""
     mesh: Mesh = None
     """How to use several devices, as data=4,fsdp=2: images are split over all, weights
     over the second number too. By default data=N, with all that can share a batch."""

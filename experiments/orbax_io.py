@@ -1,5 +1,6 @@
 """Orbax as checkpoints need it: silent, and with one process or several."""
 
+import errno
 import logging
 import os
 import re
@@ -17,6 +18,7 @@ import numpy as np
 from experiments.digests import is_shared
 from experiments.distributed import several
 
+_NO_SUCH_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 _BARRIER_SECONDS = 300  # after which a process that waits for others gives up
 
 
@@ -145,10 +147,34 @@ def abstract(leaves: Mapping[str, Any], *, whole: bool) -> dict[str, Any]:
     return {path: shape_of(leaf) for path, leaf in leaves.items()}
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """The part of an error that a user can act on; Orbax and its layers say much."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    text = str(error) or type(error).__name__
-    system = re.search(r"\[os_error_code='(\d+)'\]", text)
-    return os.strerror(int(system[1])) if system else text.splitlines()[0]
+    code, text = _system_code(error), str(error) or type(error).__name__
+    return text.splitlines()[0] if code is None else os.strerror(code)
+
+
+def failure_of_the_system(error: BaseException) -> BaseException | None:
+    """What kept the system from reading, where that is behind an error; else None.
+
+    It says nothing of what is written: a disk that does not answer, too many open
+    files, too little memory. A file that is missing, or is none, is not of these.
+    """
+    behind: BaseException | None = error
+    while behind is not None:
+        code = _system_code(behind)
+        if isinstance(behind, (MemoryError, jax.errors.JaxRuntimeError)):
+            return behind
+        if code is not None and code not in _NO_SUCH_FILE:
+            return behind
+        behind = behind.__cause__ or behind.__context__
+    return None
+
+
+def _system_code(error: BaseException) -> int | None:
+    """The number that the system gave an error; None if it is not the system's."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\[os_error_code='(\d+)'\]", str(error))
+    return int(found[1]) if found else None

@@ -26,7 +26,7 @@ def make_schedule(
     if name == "step":
         falls: dict[int, float] = {}
         for fraction in milestones:  # two may meet in one step of a short run
-            step = round(fraction * total_steps)
+            step = max(1, round(fraction * total_steps))
             falls[step] = falls.get(step, 1.0) * decay
         return optax.piecewise_constant_schedule(1.0, falls)
     raise ValueError(f"name must be one of {SCHEDULES}, got {name!r}")

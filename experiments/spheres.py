@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 import spherical_optax as so
+from experiments.distributed import to_host
 
 SPHERES = "spheres"
 """Where a line of ``metrics.jsonl`` has the numbers: by path, then by quantity."""
@@ -23,11 +24,13 @@ _QUANTITIES = {
 def sphere_metrics(opt_state: Any) -> dict[str, dict[str, float]]:
     """The last step of an optimizer under :func:`so.monitor_sphere`.
 
+    Every process calls it: each may have a part of the numbers.
+
     Returns:
       For each leaf on a sphere, by its path, means over its groups: ``norm`` after the
       step, ``angle`` of it in radians, ``effective_learning_rate``, ``radial_share``.
     """
-    found = jax.device_get(so.sphere_statistics(opt_state))
+    found = jax.device_get(to_host(so.sphere_statistics(opt_state)))
     return {
         path: {
             "norm": float(np.mean(leaf.norm_after)),

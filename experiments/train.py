@@ -87,6 +87,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return errors.EXIT_FAILED
     except errors.UsageError as error:
         say(f"error: {error}", stderr=True)
+        leave(errors.EXIT_USAGE)
         return errors.EXIT_USAGE
     except (OSError, CheckpointError) as error:
         say(f"error: {error}", stderr=True)

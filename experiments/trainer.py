@@ -219,10 +219,14 @@ class Trainer:
         return self._tally.means(self.batch_size)
 
     def learning_rate(self) -> float:
-        """The learning rate of the last step; of SWATS in its first phase."""
+        """The learning rate of the last step; of SWATS in its first phase.
+
+        A step that was left out does not count.
+        """
         first = self._config.hyperparameters.learning_rate
         assert first is not None  # completed when the command line was read
-        return first * float(jnp.asarray(self.schedule(self.step - 1)))
+        taken = self.step - (self.skipped_steps() if self.skips else 0)
+        return first * float(jnp.asarray(self.schedule(max(taken - 1, 0))))
 
     def spheres(self) -> dict[str, dict[str, float]]:
         """What the last step did to each layer on a sphere; with --monitor alone."""

@@ -4,6 +4,7 @@
 the first, how many there are, its number, and a folder.
 """
 
+import errno
 import json
 import shutil
 import sys
@@ -20,7 +21,7 @@ from experiments import digests
 from experiments.checkpoints import Checkpoints
 from experiments.data import Split, Stream
 from experiments.distributed import agree, is_primary, join
-from experiments.errors import CheckpointError
+from experiments.errors import CheckpointError, UsageError
 from experiments.feeds import EvaluationBatches, SpreadFeed, StreamFeed
 from experiments.mesh import make_layout
 
@@ -84,6 +85,28 @@ def restore(folder):
     )
     assert same, "it lies elsewhere than it should"
     return {"right": is_right(tree, facts["step"]), **facts}, warnings
+
+
+def fails(folder, refuse=lambda facts: None):
+    """What restoring ends with, and what is in the folder when all have ended it."""
+    reader = Checkpoints(folder)
+    try:
+        reader.restore(spread(values(0), "read"), refuse, lambda line: None)
+    except (CheckpointError, UsageError) as error:
+        agree(0)
+        names = sorted(path.name for path in folder.iterdir())
+        return f"{type(error).__name__}: {error}", names
+    finally:
+        reader.close()
+    raise AssertionError("it was read")
+
+
+def cannot_read(self, *args):
+    raise OSError(errno.EIO, "Input/output error")
+
+
+def refuse(facts):
+    raise UsageError("of another run")
 
 
 def damage(path):
@@ -189,14 +212,21 @@ def main():
     agree(0)
     told["notes"] = restore(folder / "of_several")
 
+    # What one process alone refuses, or cannot read, is set aside by none.
+    of_several, here = folder / "of_several", not is_primary()
+    told["refused_in_one"] = fails(of_several, *[refuse] * here)
+    read = Checkpoints._read
+    if here:
+        Checkpoints._read = cannot_read
+    told["unread_in_one"] = fails(of_several)
+    Checkpoints._read = read
+
     # What a file system returns wrong to one process alone is found out by all.
-    if not is_primary():
-        read = digests._sum_of_all
-        digests._sum_of_all = lambda leaf: read(leaf) + 1
-    try:
-        restore(folder / "of_several")
-    except CheckpointError as error:
-        told["wrong_in_one"] = str(error)
+    if here:
+        count = digests._sum_of_all
+        digests._sum_of_all = lambda leaf: count(leaf) + 1
+    told["wrong_in_one"] = fails(of_several)
+    told["wrong_again"] = fails(of_several)
     print(json.dumps(told))
 
 

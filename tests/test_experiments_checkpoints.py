@@ -1,5 +1,6 @@
 """Checkpoints: what is written is read back, and what is damaged is found out."""
 
+import errno
 import resource
 from itertools import product
 
@@ -138,8 +139,76 @@ def test_what_orbax_notes_beside_the_arrays_may_be_missing(folder):
 def test_all_damaged(folder):
     for record in folder.glob("*/record/metadata"):
         record.unlink()
-    with pytest.raises(CheckpointError, match="no checkpoint is left that can be read"):
+    message = (
+        rf"{folder}: no checkpoint is left that can be read, only damaged-2, damaged-3;"
+        " --overwrite begins the run anew"
+    )
+    for _ in range(2):  # what is set aside may be all that is left of a long run
+        with pytest.raises(CheckpointError, match=message):
+            restore(folder)
+        assert {path.name for path in folder.iterdir()} == {"damaged-2", "damaged-3"}
+    (folder / "damaged-2").rename(folder / "2")
+    with pytest.raises(CheckpointError, match=message):
         restore(folder)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.EIO, "Input/output error"), "3: cannot be read: Input/output"),
+        (OSError(errno.EMFILE, "Too many", "/disk/f"), "/disk/f: cannot be read: Too"),
+        (MemoryError(), "3: cannot be read: MemoryError"),
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"),
+            "3: cannot be read: RESOURCE_EXHAUSTED: Out of memory",
+        ),
+        (
+            ValueError("DATA_LOSS: Error reading file [os_error_code='5']"),
+            "3: cannot be read: Input/output error",
+        ),
+    ],
+)
+@pytest.mark.parametrize("behind", [False, True])
+def test_what_the_system_fails_to_read_is_not_set_aside(
+    folder, monkeypatch, error, told, behind
+):
+    def read(self, *args):
+        if behind:
+            raise ValueError("of a layer above") from error
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "_read", read)
+        with pytest.raises(CheckpointError) as raised:
+            restore(folder)
+    assert told in str(raised.value)
+    assert str(raised.value).endswith(f"once {folder / '3'} is moved away")
+    assert {path.name for path in folder.iterdir()} == {"2", "3"}
+    (tree, _), warnings = restore(folder)
+    assert (int(tree["step"]), warnings) == (3, [])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(errno.ENOENT, "No such file or directory"),
+        NotADirectoryError(errno.ENOTDIR, "Not a directory"),
+        ValueError("NOT_FOUND: [os_error_code='2']"),
+        OSError("of Orbax, not of the system"),
+    ],
+)
+def test_what_is_missing_is_damage(folder, monkeypatch, error):
+    read = Checkpoints._read
+
+    def read_but_for_3(self, step, *args):
+        if step == 3:
+            raise error
+        return read(self, step, *args)
+
+    monkeypatch.setattr(Checkpoints, "_read", read_but_for_3)
+    (tree, _), (warning,) = restore(folder)
+    assert int(tree["step"]) == 2
+    assert "damaged, set aside as damaged-3" in warning
 
 
 def test_what_is_refused_is_not_set_aside(folder):

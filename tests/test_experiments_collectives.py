@@ -1,5 +1,6 @@
 """What updates of sharded weights say to other devices."""
 
+import errno
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ from cases import OPTIMIZERS as OPTIMIZER_CASES
 
 import spherical_optax as so
 from experiments.bench.trees import model_shapes, size_in_bytes
-from experiments.collectives import EXPORTED, OTHERS, main
+from experiments.collectives import EXPORTED, OTHERS, Options, _kept, _write, main
 from experiments.collectives_tables import (
     ring_seconds,
     step_table,
@@ -52,6 +53,52 @@ def test_mistakes(capsys, monkeypatch, args, told):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert told in line
+
+
+def figures(options):
+    """What is in the file of the options."""
+    return json.loads(options.json.read_text())
+
+
+ROW = {"optimizer": "adams", "layout": "both", "counts": {}, "bytes": 0}
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """Options of the command, with a file that has a row for ResNet-18."""
+    options = Options(model="resnet18", json=tmp_path / "found.json")
+    _write(options, [ROW])
+    return options
+
+
+@pytest.mark.parametrize("other", [{"model": "resnet20"}, {"devices": 4}])
+def test_figures_of_another_model_are_not_replaced(kept, capsys, other):
+    before = kept.json.read_bytes()
+    words = [f"--{name}={value}" for name, value in other.items()]
+    assert main([*words, "--json", str(kept.json)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"--json {kept.json}: has figures of resnet18 on 8 devices" in line
+    assert kept.json.read_bytes() == before
+
+
+def test_figures_of_other_versions_are_counted_anew(kept):
+    assert _kept(kept) == {("adams", "both"): ROW}
+    kept.json.write_text(json.dumps({**figures(kept), "optax": "0.0"}))
+    assert _kept(kept) == {}
+
+
+def test_a_full_disk_costs_no_figures(kept, monkeypatch):
+    before, write = kept.json.read_bytes(), Path.write_text
+
+    def write_half(path, text):
+        write(path, text[: len(text) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", write_half)
+    with pytest.raises(OSError, match="No space left"):
+        _write(kept, [ROW, {**ROW, "layout": "replicated"}])
+    assert kept.json.read_bytes() == before
+    assert list(kept.json.parent.iterdir()) == [kept.json]
 
 
 def test_every_exported_optimizer_is_counted():

@@ -203,3 +203,11 @@ def test_schedules():
 def test_milestones_that_meet_in_one_step_both_count():
     step = make_schedule("step", 2, (0.4, 0.6), 0.1)
     assert [float(step(n)) for n in (0, 1)] == pytest.approx([1, 0.01])
+
+
+def test_schedule_begins_at_1_however_short_the_run():
+    """Also where the first milestone rounds to step 0, or two of them do."""
+    assert make_schedule("step", 10, (0.04,), 0.1)(0) == 1
+    step = make_schedule("step", 10, (0.01, 0.04), 0.1)
+    assert [float(step(n)) for n in (0, 1, 9)] == pytest.approx([1, 0.01, 0.01])
+    assert make_schedule("step", 1, (1 / 3, 5 / 9), 0.1)(0) == 1

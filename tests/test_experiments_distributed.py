@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from free_port import free_port
-from tiny_training import numbers, run_here, start, summary_of
+from tiny_training import numbers, results, run_here, start, summary_of
 
 from experiments.config import parse
 from experiments.distributed import join
@@ -62,9 +62,17 @@ def slurm(processes):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """The same run in one process, on one device."""
-    return run_here(tmp_path_factory.mktemp("distributed") / "alone", *OPTIONS)
+def alone_folder(tmp_path_factory):
+    """Of the same run in one process, on one device, watched."""
+    folder = tmp_path_factory.mktemp("distributed") / "alone"
+    run_here(folder, *OPTIONS, "--monitor")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(alone_folder):
+    """What came of it."""
+    return numbers(alone_folder)
 
 
 def test_two_processes_of_two_devices_under_slurm_are_as_one(alone, tmp_path):
@@ -85,9 +93,11 @@ def test_two_processes_of_two_devices_under_slurm_are_as_one(alone, tmp_path):
     assert summary_of(folder)["status"] == "finished"
 
 
-def test_when_one_of_four_is_killed_the_others_end_and_one_goes_on(alone, tmp_path):
+def test_when_one_of_four_is_killed_the_others_end_and_one_goes_on(
+    alone, alone_folder, tmp_path
+):
     folder = tmp_path / "run"
-    running = start_all(folder, 4, 1, "--mesh", "data=2,fsdp=2")
+    running = start_all(folder, 4, 1, "--mesh", "data=2,fsdp=2", "--monitor")
     wait_for_first_checkpoint(running, folder)
     running[2].send_signal(signal.SIGKILL)
     told = all_end(running)
@@ -95,9 +105,35 @@ def test_when_one_of_four_is_killed_the_others_end_and_one_goes_on(alone, tmp_pa
         assert running[number].returncode != 0
         error = told[number][1]
         assert "another process has ended" in error or "another task died" in error
-    one = run_here(folder, *OPTIONS, "--resume")
+    one = run_here(folder, *OPTIONS, "--monitor", "--resume")
     assert summary_of(folder)["resumed_at_steps"] == [22]
     np.testing.assert_allclose(one, alone, rtol=1e-5)
+    # The first epoch was that of all four, each with a part of the weights.
+    found, expected = (results(f)[0]["spheres"] for f in (folder, alone_folder))
+    assert found.keys() == expected.keys()
+    for path, leaf in found.items():
+        assert leaf == pytest.approx(expected[path], rel=1e-3, abs=1e-6)
+
+
+def test_what_the_first_alone_refuses_ends_both_at_once(tmp_path):
+    """It alone looks at the run folder; the other one waits for it."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "letter.txt").write_text("not a run")
+    running = start_all(folder, 2, 1)
+    (_, first), (_, second) = all_end(running)
+    assert running[0].returncode == 2
+    assert first == f"error: --out {folder}: exists and is not a run folder\n"
+    assert running[1].returncode != 0
+    assert "another process has ended" in second or "another task died" in second
+
+
+def test_what_both_refuse_each_of_them_says(tmp_path):
+    running = start_all(tmp_path / "run", 2, 1, "--batch-size", "100000")
+    for process, (_, error) in zip(running, all_end(running), strict=True):
+        assert process.returncode == 2
+        assert error.startswith("error: --batch-size must be at most ")
+        assert error.count("\n") == 1
 
 
 def test_when_the_disk_of_one_of_two_is_full_both_end_and_one_goes_on(alone, tmp_path):

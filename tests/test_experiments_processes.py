@@ -148,7 +148,27 @@ def test_notes_of_another_kind_cost_one_checkpoint_for_all(told, folder):
 
 def test_what_one_reads_wrong_is_damaged_for_all(told):
     for of_process in told:
-        assert "no checkpoint is left that can be read" in of_process["wrong_in_one"]
+        for attempt in ("wrong_in_one", "wrong_again"):
+            error, names = of_process[attempt]
+            assert "no checkpoint is left that can be read" in error
+            assert names == ["damaged-2", "damaged-3", "damaged-4"]
+
+
+def test_what_one_refuses_or_cannot_read_is_set_aside_by_none(told, folder):
+    here = f"{folder}/of_several/2"
+    unread = f"CheckpointError: {here}: cannot be read: %s; --resume tries it"
+    expected = {
+        "refused_in_one": [
+            f"UsageError: --resume: process 1 refuses {here}",
+            "UsageError: of another run",
+        ],
+        "unread_in_one": [unread % "by process 1", unread % "Input/output error"],
+    }
+    for attempt, errors in expected.items():
+        for of_process, expected_error in zip(told, errors, strict=True):
+            error, names = of_process[attempt]
+            assert error.startswith(expected_error)
+            assert names == ["2", "damaged-3", "damaged-4"]
 
 
 def test_one_reads_what_two_wrote(told, folder):

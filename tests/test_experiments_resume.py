@@ -1,5 +1,6 @@
 """Runs that are stopped, killed, or find their files damaged, and go on."""
 
+import errno
 import json
 import random
 import resource
@@ -20,6 +21,7 @@ from torture import (
 )
 
 from experiments import train as command
+from experiments.checkpoints import Checkpoints
 from experiments.stopping import TERMINATED, StoppedRun, StopRequest
 from experiments.train import main
 
@@ -332,12 +334,42 @@ def test_damaged_newest_is_named_and_the_one_before_used(stopped, train, capsys)
 
 
 def test_every_checkpoint_damaged(stopped, train, capsys):
+    """However often it is resumed, nothing of the run is deleted."""
     folder, _ = stopped
     for record in folder.glob("checkpoints/*/record/metadata"):
         record.unlink()
-    assert train("--resume")[0] == 1
-    assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")
-    assert len(results(folder)) == 2
+    metrics = (folder / "metrics.jsonl").read_bytes()
+    for _ in range(2):
+        assert train("--resume")[0] == 1
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("error: ")
+        assert "only damaged-44, damaged-59; --overwrite begins the run anew" in error
+        assert (folder / "metrics.jsonl").read_bytes() == metrics
+        names = {path.name for path in (folder / "checkpoints").iterdir()}
+        assert names == {"damaged-44", "damaged-59"}
+    assert train("--overwrite", "--epochs", "1")[0] == 0
+    assert len(results(folder)) == 1
+
+
+def test_a_disk_that_cannot_be_read_for_a_while_costs_nothing(
+    stopped, train, capsys, monkeypatch
+):
+    folder, whole = stopped
+
+    def read(self, *args):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "_read", read)
+        assert train("--resume")[0] == 1
+    assert capsys.readouterr().err == (
+        f"error: {folder}/checkpoints/59: cannot be read: Input/output error; --resume"
+        " tries it again, or goes on from the one before it once"
+        f" {folder}/checkpoints/59 is moved away\n"
+    )
+    assert train("--resume")[0] == 0
+    assert "goes on after 2 epochs, at step 59" in capsys.readouterr().out
+    assert ending(folder) == whole
 
 
 @pytest.mark.parametrize(

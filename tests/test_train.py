@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from tiny_training import install, start
 
@@ -265,7 +266,13 @@ def test_image_that_is_not_finite_is_left_out_if_asked(train, monkeypatch):
     options = ("--skip-nonfinite", "1", "--accumulate", "2", "--optimizer", "swats")
     code, folder = train("--epochs", "2", *options)
     assert code == 0
-    assert [line["skipped_steps"] for line in results(folder)] == [0, 1]
+    lines = results(folder)
+    assert [line["skipped_steps"] for line in lines] == [0, 1]
+    # The schedule counts the steps that were taken: 22, then 43 of 44.
+    config = json.loads((folder / "config.json").read_text())["config"]
+    cosine = optax.cosine_decay_schedule(config["hyperparameters"]["learning_rate"], 44)
+    rates = [line["learning_rate"] for line in lines]
+    assert rates == pytest.approx([float(cosine(21)), float(cosine(42))], rel=1e-5)
     assert all(math.isfinite(line["train_loss"]) for line in results(folder))
     assert (folder / "switch_points.csv").exists()
 
