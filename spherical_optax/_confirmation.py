@@ -108,10 +108,11 @@ class Confirmation:
         """
         start = base
         if times > 1:
-            before, start = (
-                scaled(base, leaves, [np.asarray(x)] * len(leaves))
-                for x in (times / ENLARGED, times)
-            )
+            start = scaled(base, leaves, [np.asarray(times)] * len(leaves))
+            before = base
+            if times > ENLARGED:
+                factor = np.asarray(times / ENLARGED)
+                before = scaled(base, leaves, [factor] * len(leaves))
             if not all(self._vanishes(leaf, before, start, times) for leaf in leaves):
                 return 0.0, False
         factors = [self._draw_factors(leaf) for leaf in leaves]

@@ -131,9 +131,11 @@ def detect_invariance(
     above a fifth of what is allowed has to shrink with them, as one does that is due to
     the ``epsilon`` inside of a normalization. Where the loss or gradients do not stay,
     as in deep networks in which an ``epsilon`` flips units, the same is asked of
-    weights 32 times as large, if their cosine falls as it does for an ``epsilon``: a
-    bias or a shortcut makes it fall more slowly. Of the labels that hold, the finest
-    wins: ``"filter"`` before ``"layer"``; a leaf for which none holds is
+    weights 32 and 1,024 times as large, if their cosine falls as it does for an
+    ``epsilon``: a bias or a shortcut makes it fall more slowly. In the same way a few
+    groups that are not orthogonal far from ``params``, and are close to them, are left
+    to the others, as behind a unit that is almost dead there. Of the labels that hold,
+    the finest wins: ``"filter"`` before ``"layer"``; a leaf for which none holds is
     ``"euclidean"``.
 
     Args:
