@@ -7,7 +7,6 @@ import numpy as np
 from spherical_optax import geometry
 from spherical_optax._groups import agree, alike, length
 from spherical_optax._look import Look, MeasuredLeaf, scaled
-from spherical_optax._probe import wide
 from spherical_optax.labels import ChannelAxesTable
 
 # Above this part of the tolerance, scale has to matter less for larger weights.
@@ -60,7 +59,8 @@ class Confirmation:
         for leaf in leaves:
             leaf.loss_change = 0.0
         smaller = all(self._holds_when_smaller(base, leaves) for base in self.bases)
-        for times in (1.0, ENLARGED, ENLARGED**2) if smaller else ():
+        sizes = (1.0, ENLARGED, ENLARGED**2) if self._is_fine() else (1.0, ENLARGED)
+        for times in sizes if smaller else ():
             changes = [self._change_of_loss(x, leaves, times) for x in self.bases]
             for leaf in leaves:
                 relative = max(relative for relative, _ in changes)
@@ -75,6 +75,10 @@ class Confirmation:
             self.run(leaves[half:])
         else:
             del leaves[0].passed[0]
+
+    def _is_fine(self) -> bool:
+        """Whether gradients are more than rounding errors."""
+        return self.bases[0].probe.is_fine
 
     def _holds_when_smaller(self, base: Look, leaves: list[MeasuredLeaf]) -> bool:
         """Whether gradients are orthogonal to smaller weights, too.
@@ -123,8 +127,8 @@ class Confirmation:
         rounding = max(4e-6, base.probe.precision) * abs(start.loss)
         stays = change <= 2 * self.tolerance * turn + rounding and all(
             agree(
-                factor * wide(there.gradients[leaf.index]),
-                wide(start.gradients[leaf.index]),
+                factor * there.counted(leaf, leaf.passed[0][0]),
+                start.counted(leaf, leaf.passed[0][0]),
             )
             and self._fades(leaf, base, there, factor)
             for leaf, factor in zip(leaves, factors, strict=True)
@@ -169,7 +173,8 @@ class Confirmation:
         if worst <= allowed / np.sqrt(leaf.size(label)):
             return True
         before, after = (look.radial(leaf, label) for look in (base, there))
-        if np.sum(before) <= ROUNDING * np.sum(base.rounding(leaf, label)):
+        noise = np.sum(base.rounding(leaf, label)) if self._is_fine() else 0.0
+        if np.sum(before) <= ROUNDING * noise:
             return True
         larger = np.squeeze(factors, leaf.axes[label]) > 1
         larger = larger & ~leaf.is_excused(label)

@@ -110,6 +110,15 @@ class Look:
         least = NEGLIGIBLE * max(self.strengths)
         return self.strengths[leaf.index] > least and not self.is_noise(leaf)
 
+    def counted(self, leaf: MeasuredLeaf, label: str) -> np.ndarray:
+        """The gradient of a leaf, without groups that are excused."""
+        excused = np.broadcast_to(
+            leaf.is_excused(label),
+            [n for i, n in enumerate(leaf.shape) if i not in leaf.axes[label]],
+        )
+        excused = np.expand_dims(excused, leaf.axes[label])
+        return np.where(excused, 0.0, wide(self.gradients[leaf.index]))
+
     def radial(self, leaf: MeasuredLeaf, label: str) -> np.ndarray:
         """The absolute value of <g, x> in every group."""
         i = leaf.index

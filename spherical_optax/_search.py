@@ -145,6 +145,8 @@ class Search:
         few = np.mean(radial, axis=tuple(range(1, radial.ndim))) <= FEW
         if not radial.any() or radial[-1].any() or not few.all():
             return cosines
+        if not self.probe.is_fine:
+            return cosines
         kept, cosines, excused = cosines, cosines.copy(), np.any(radial, axis=0)
         for look, groups, kept_ones in zip(looks, radial, cosines, strict=True):
             if groups.any() and not self._is_epsilon(leaf, label, look, groups):
@@ -163,7 +165,7 @@ class Search:
         allowed = self._allowed(leaf, self.tolerance) / math.sqrt(leaf.size(label))
         left, waiting = look.radial(leaf, label), groups
         ignored = groups | np.isnan(look.cosines(leaf, label))
-        for times in (ENLARGED, ENLARGED**2):
+        for times in (ENLARGED, ENLARGED**2, ENLARGED**3):
             larger = scaled(look, [leaf], [np.asarray(times)])
             larger.nudge(self.rng)
             before, left = left, larger.radial(leaf, label)
