@@ -154,7 +154,8 @@ class RunFolder:
         if not self._writes:
             return
         self._replace(METRICS, "".join(_json(line) + "\n" for line in lines))
-        (self.path / SUMMARY).unlink(missing_ok=True)
+        for name in (SUMMARY, CURVES, SPHERES_FIGURE):
+            (self.path / name).unlink(missing_ok=True)
 
     def add_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Appends the line of an epoch; it is in the file when this returns."""
@@ -191,9 +192,15 @@ class RunFolder:
         """Writes a file: all of it or, if the process is killed, none of it."""
         if not self._writes:
             return
+        with self.new_file(name) as path:
+            path.write_text(text)
+
+    @contextlib.contextmanager
+    def new_file(self, name: str) -> Iterator[Path]:
+        """A path to write a file to, which takes its name when it is complete."""
         with _named(self.path / name) as path:
             unfinished = path.with_name(name + _UNFINISHED)
-            unfinished.write_text(text)
+            yield unfinished
             unfinished.replace(path)
 
 

@@ -450,3 +450,12 @@ def test_small_real_grid_from_training_to_report(tmp_path, monkeypatch, capfd):
 @pytest.mark.parametrize("devices", [None, 3, [None], [{}]], ids=str)
 def test_odd_devices_are_told_as_they_are(devices):
     assert "4 CPU cores" in text._machine({"devices": devices, "cpus": 4})
+
+
+def test_any_name_can_be_drawn(runs):
+    """Labels have values of options, which may look like a formula."""
+    for seed, switch in enumerate(("a$_$b", "$_$", "\\$")):
+        options = {"learning_rate": 0.001, "switch": switch}
+        add(runs, "swats$_$", seed, 90, hyperparameters=options)
+    assert "switch a$" in report(runs)
+    assert len(list((runs / "report/figures").glob("*.svg"))) == 3

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.drawing import BLUE, VERMILION, WIDE, drawing
+from experiments.drawing import BLUE, VERMILION, WIDE, drawing, plain
 from experiments.report.columns import Column, Setting
 from experiments.report.published import UNDECIDED, Figure, Finding
 
@@ -48,7 +48,9 @@ def draw_accuracies(
             if figure:
                 std, y = figure.std, y - 0.28
                 axis.errorbar(figure.mean, y, xerr=std, fmt="D", color=VERMILION, ms=4)
-        names = [textwrap.fill(label, 22 if narrow else 88) for _, label, _ in rows]
+        names = [
+            plain(textwrap.fill(label, 22 if narrow else 88)) for _, label, _ in rows
+        ]
         axis.set_yticks(range(len(rows)), names, fontsize=8 if narrow else None)
         axis.set(xlabel="test accuracy (%)", ylim=(-0.7, len(rows) - 0.3))
         axis.grid()
@@ -87,7 +89,7 @@ def draw_curves(column: Column, quantity: str, stem: Path) -> None:
                 )
             axis.plot(epochs, mean, color=BLUE, lw=1.4)
             title = textwrap.fill(f"{label}, n={len(curves)}", 88 // across)
-            axis.set_title(title, loc="left")
+            axis.set_title(plain(title), loc="left")
             axis.grid(lw=0.5)
         _scale(axes[0], [curves for curves, _ in rows])
         canvas.supxlabel("epoch", fontsize=9)
