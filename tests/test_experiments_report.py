@@ -9,13 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from run_folders import add, config_of, line_of, write_run
 
-from experiments import reproduce
+from experiments import drawing, reproduce
 from experiments.config import ADDED_LATER, parse, to_json
 from experiments.report import published, text
 from experiments.report.columns import columns_of
 from experiments.report.command import main
+from experiments.report.figures import TEST_ERROR, draw_accuracies, draw_curves
 from experiments.report.page import Code, Heading, Table, to_html, to_markdown
 from experiments.report.text import chosen, dataset_title, settings_line
 from experiments.results import find_runs
@@ -459,3 +461,50 @@ def test_any_name_can_be_drawn(runs):
         add(runs, "swats$_$", seed, 90, hyperparameters=options)
     assert "switch a$" in report(runs)
     assert len(list((runs / "report/figures").glob("*.svg"))) == 3
+
+
+def drawn_at_random(runs, count):
+    """Settings as a sweep tries them; one column."""
+    random = np.random.default_rng(0)
+    for seed in range(count):
+        options = {
+            "learning_rate": float(np.exp(random.uniform(-12, 0))),
+            "weight_decay": float(np.exp(random.uniform(-14, -4))),
+            "b1": float(random.uniform(0.0001, 0.001)),
+        }
+        add(runs, "adamsrt", seed, random.uniform(50, 95), hyperparameters=options)
+    (column,) = columns(runs)
+    return column
+
+
+def test_numbers_in_labels_have_the_digits_that_tell_them_apart(runs):
+    for seed, (rate, b1) in enumerate(((0.123456789, 0.9), (0.123456111, 0.75))):
+        options = {"learning_rate": rate, "b1": b1, "milestones": [1 / 3, seed]}
+        add(runs, "adam", seed, 90, hyperparameters=options)
+    (column,) = columns(runs)
+    assert sorted(column.labels) == [
+        "adam learning_rate=0.123456 b1=0.75 milestones=[0.3333, 1]",
+        "adam learning_rate=0.123457 b1=0.9 milestones=[0.3333, 0]",
+    ]
+    assert all(len(x) < 70 for x in drawn_at_random(runs / "more", 8).labels)
+
+
+@pytest.mark.parametrize("width", [drawing.WIDE, drawing.NARROW])
+def test_no_labels_of_a_figure_overlap_or_are_cut(runs, width, monkeypatch):
+    def check(figure, stem):
+        figure.canvas.draw()
+        texts = [text for text in figure.findobj(Text) if text.get_visible()]
+        labels = [text for text in texts if "weight_decay=" in text.get_text()]
+        boxes = [label.get_window_extent() for label in labels]
+        assert len(boxes) == len(column.labels)
+        for index, box in enumerate(boxes):
+            assert box.min.min() >= 0
+            assert (box.max <= figure.bbox.max).all()
+            assert not any(box.overlaps(other) for other in boxes[:index])
+        checked.append(stem)
+
+    monkeypatch.setattr(drawing, "_save", check)
+    column, checked = drawn_at_random(runs, 16), []
+    draw_accuracies(column, [None] * 16, runs / "accuracy", width)
+    draw_curves(column, TEST_ERROR, runs / "error")
+    assert len(checked) == 2
