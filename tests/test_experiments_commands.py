@@ -178,3 +178,12 @@ def test_a_signal_that_a_library_swallows_stops_the_run_at_its_next_look(number)
             signal.raise_signal(number)
         with pytest.raises(StoppedRun):
             stop.check()
+
+
+def test_ctrl_c_does_not_wait_for_threads(monkeypatch, capsys):
+    """What still compiles crashes when Python takes its modules down."""
+    codes = []
+    monkeypatch.setattr("experiments.commands.leave_at_once", codes.append)
+    run_command(raising(KeyboardInterrupt()))
+    assert codes == [errors.EXIT_INTERRUPTED]
+    assert capsys.readouterr().err == "interrupted\n"
