@@ -2,9 +2,11 @@
 
 import csv
 import json
+import os
 import re
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -508,3 +510,32 @@ def test_no_labels_of_a_figure_overlap_or_are_cut(runs, width, monkeypatch):
     draw_accuracies(column, [None] * 16, runs / "accuracy", width)
     draw_curves(column, TEST_ERROR, runs / "error")
     assert len(checked) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are no UTF-8 elsewhere")
+def test_names_that_are_not_utf8(tmp_path, capfdbinary):
+    """In paths of runs, data sets and commands; told as they can be."""
+    name = os.fsdecode(b"caf\xe9")
+    runs = tmp_path / name
+    for seed, part in enumerate(("b", "a", "b")):
+        config = config_of("adam", seed, dataset=f"folder:/{part}/{name}")
+        folder = runs / f"{name}-{seed}"
+        command = ["python", "-m", "experiments.train", f"--dataset=folder:/{name}"]
+        write_run(folder, config, [line_of(e, 0.9) for e in (1, 2, 3)], command=command)
+    add(runs, f"adam{name}", 0, 90, status=None)
+    shutil.copytree(runs / f"{name}-1", runs / f"{name}-9")
+    (runs / f"{name}-2" / "summary.json").write_text("no JSON")
+    assert main([str(runs), "--title", name]) == 0
+    assert rb"caf\udce9/report/report.md" in capfdbinary.readouterr().out
+    texts = {
+        path.name: path.read_text(encoding="utf-8")
+        for path in (runs / "report").iterdir()
+        if path.is_file()
+    }
+    assert texts.keys() == {
+        *("report.md", "report.html", "results.json", "runs.csv", "curves.csv")
+    }
+    for content in texts.values():
+        assert r"caf\udce9" in content.replace(r"\\", "\\")
+    found = {table["config"]["dataset"] for table in tables(runs)}
+    assert found == {"digits", *(rf"folder:/{p}/caf\udce9" for p in "ba")}
