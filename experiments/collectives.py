@@ -9,7 +9,7 @@ how many bytes they move; then the same of a whole step of training, for some of
 ``--mesh`` and ``--batch-norm`` can be. Nothing is run. From the bytes follows what a
 step costs on a network: the last table, by a model and not by a clock.
 
-Exit codes: 0 done; 2 an option cannot be used.
+Exit codes: 0 done; 1 something broke; 2 an option cannot be used; 130 Ctrl-C.
 """
 
 import json
@@ -25,6 +25,7 @@ import tyro
 
 from experiments import errors
 from experiments.collectives_tables import step_table, time_table, update_table
+from experiments.commands import run_command
 from experiments.programs import (
     KINDS,
     Collective,
@@ -207,18 +208,18 @@ def main(args: Sequence[str] | None = None) -> int:
         args=args,
     )
     os.environ["JAX_PLATFORMS"] = "cpu"
-    try:
+
+    def act() -> int:
         check(options)
         import jax
 
         jax.config.update("jax_num_cpu_devices", options.devices)
         records = measure(options, partial(print, flush=True))
-    except (errors.UsageError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return errors.EXIT_USAGE
-    for table in (update_table, step_table, time_table):
-        print(f"\n{table(records)}")
-    return errors.EXIT_FINISHED
+        for table in (update_table, step_table, time_table):
+            print(f"\n{table(records)}")
+        return errors.EXIT_FINISHED
+
+    return run_command(act)
 
 
 def check(options: Options) -> None:

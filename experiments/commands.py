@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from experiments import errors
 from experiments.progress import say
-from experiments.starting import catching_ctrl_c
+from experiments.starting import catching_ctrl_c, leave_at_once
 
 
 def run_command(act: Callable[[], int], *, interrupted: str = "interrupted") -> int:
@@ -26,4 +26,6 @@ def run_command(act: Callable[[], int], *, interrupted: str = "interrupted") -> 
         return errors.EXIT_FAILED
     except KeyboardInterrupt:
         say(interrupted, stderr=True)
+        # Threads that still compile crash when Python takes its modules down.
+        leave_at_once(errors.EXIT_INTERRUPTED)
         return errors.EXIT_INTERRUPTED

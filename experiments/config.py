@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,9 @@ __all__ = [
 _HYPERPARAMETERS = [field.name for field in dataclasses.fields(Hyperparameters)]
 # In a file with another optimizer these are left aside.
 _OF_THE_OPTIMIZER = (*_HYPERPARAMETERS, "sgd_milestones")
+
+# Where an option may be from that a user chose.
+_CHOSEN = _COMMAND_LINE, _FILE = ("command line", "config file")
 
 # Options that earlier versions did not write, and what they did.
 ADDED_LATER = {
@@ -79,16 +82,18 @@ _ALLOWED: dict[str, _Rule] = {
 def parse(args: Sequence[str]) -> Config:
     """Reads the command line and completes it: no hyperparameter is left None.
 
-    What is on the command line wins over the --config file, that over the protocol,
-    and that over the defaults.
+    What is on the command line wins over a --protocol there, that over the --config
+    file, that over a protocol named in it, and that over the defaults.
 
     Raises:
       UsageError: an option has a value that cannot be.
       SystemExit: with 2, from tyro, for an option it does not know; with 0 for --help.
     """
-    of_file = _args_of_file(args)
-    given, filed = _names_in(args), _names_in(of_file)
-    settings = _settings([*of_file, *args])
+    given, filed = _names_in(args), _options_of_file(args)
+    settings = _settings([*_spelled(filed), *args])
+    if "protocol" in given:
+        said = {*settings.options, *settings.hyperparameters}
+        filed = {name: value for name, value in filed.items() if name not in said}
     base = Config(
         **settings.options, hyperparameters=Hyperparameters(**settings.hyperparameters)
     )
@@ -97,7 +102,7 @@ def parse(args: Sequence[str]) -> Config:
         default=base,
         prog="python -m experiments.train",
         description=_description(),
-        args=[*of_file, *args],
+        args=[*_spelled(filed), *args],
     )
     check_dataset_name(config.dataset)
     _check_values(config)
@@ -134,7 +139,7 @@ def of_each_seed(config: Config) -> list[Config]:
         run = dataclasses.replace(
             run,
             out=config.out / f"seed{seed}" if config.out else run_folder(run),
-            sources={**config.sources, "seed": "command line"},
+            sources={**config.sources, "seed": _COMMAND_LINE},
         )
         runs.append(run)
     return runs
@@ -195,8 +200,8 @@ def _names_in(args: Sequence[str]) -> set[str]:
 def _sources(
     config: Config,
     options: Mapping[str, Any],
-    given: set[str],
-    filed: set[str],
+    given: Collection[str],
+    filed: Collection[str],
     settings: Settings,
 ) -> dict[str, str]:
     """For each option, and each hyperparameter, where its value is from."""
@@ -207,8 +212,8 @@ def _sources(
 
     def source(name: str, default: str) -> str:
         if name in given:
-            return "command line"
-        return "config file" if name in filed else protocol.get(name, default)
+            return _COMMAND_LINE
+        return _FILE if name in filed else protocol.get(name, default)
 
     own = [name for name in to_json(config) if name != "hyperparameters"]
     return {
@@ -239,15 +244,16 @@ def _check_values(config: Config) -> None:
         raise UsageError("--resume goes on with a run that --overwrite would delete")
 
 
-def _args_of_file(args: Sequence[str]) -> list[str]:
-    """The options that --config FILE stands for, spelled as on the command line."""
+def _options_of_file(args: Sequence[str]) -> dict[str, Any]:
+    """The options that --config FILE stands for, as far as they count beside others."""
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     peek.add_argument("--config", nargs="?")
     peek.add_argument("--optimizer", nargs="?")
     peek.add_argument("--switch", nargs="?")
+    peek.add_argument("--protocol", nargs="?")
     named, _ = peek.parse_known_args(args)
     if named.config is None:
-        return []
+        return {}
     options, sources = _read(Path(named.config))
     options |= options.pop("hyperparameters", {})
     another = named.optimizer not in (None, options.get("optimizer"))
@@ -256,13 +262,21 @@ def _args_of_file(args: Sequence[str]) -> list[str]:
         options = {k: v for k, v in options.items() if sources.get(k) != "protocol"}
     if another:
         options = {k: v for k, v in options.items() if k not in _OF_THE_OPTIMIZER}
+    if named.protocol is not None:
+        # Only what a user chose is given: no default, nothing of another protocol.
+        options = {k: v for k, v in options.items() if sources.get(k, _FILE) in _CHOSEN}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _spelled(options: Mapping[str, Any]) -> list[str]:
+    """Options as on the command line."""
     spelled = []
     for name, value in options.items():
         if isinstance(value, list):
             spelled += [flag(name), *map(str, value)]
         elif isinstance(value, bool) and name not in _HYPERPARAMETERS:
             spelled.append(flag(name) if value else flag(f"no_{name}"))
-        elif value is not None:
+        else:
             spelled.append(f"{flag(name)}={value}")
     return spelled
 

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.data.files import shown
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -25,6 +27,19 @@ STYLE: Any = {
     "svg.fonttype": "path",  # the same letters wherever it is opened
     "svg.hashsalt": "spherical_optax",  # the same file from the same numbers
 }
+
+
+def plain(text: str) -> str:
+    r"""Text that a figure shows as it is, though it may be a name of the user's.
+
+    Without this, what stands between two dollar signs is taken for a formula.
+
+    Example:
+      >>> print(plain("folder:a$_$b"))
+      folder:a\$_\$b
+    """
+    lines = (shown(line) for line in text.split("\n"))
+    return "\n".join(lines).replace("$", r"\$")
 
 
 @contextmanager

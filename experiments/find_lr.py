@@ -31,6 +31,7 @@ from experiments.allocator import use_huge_pages
 from experiments.commands import run_command
 from experiments.config import Config, parse, to_json
 from experiments.data import STREAMED, dataset_label, load_dataset
+from experiments.drawing import plain
 from experiments.errors import UsageError
 from experiments.loop import Loop
 from experiments.models import label_spheres
@@ -167,9 +168,9 @@ def find_lr(options: Options, rest: Sequence[str]) -> int:
     dataset = load_dataset(config.dataset, image_size=config.image_size)
     found = range_test(make_loop(config, dataset, rates), rates, options.stop_at)
     title = f"{config.optimizer}, {config.model}, {dataset.name}"
-    plot(found, title, out / "lr.png")
     record = {**to_json(config), "learning_rate": None, **_plain(found)}
     (out / "lr.json").write_text(json.dumps(record, indent=1) + "\n")
+    plot(found, title, out / "lr.png")
     end = (
         "at a loss that is no number" if len(found.smoothed) < len(found.losses) else ""
     )
@@ -260,7 +261,7 @@ def plot(found: RangeTest, title: str, path: Path) -> None:
         )
     top = 1.1 * max([*found.smoothed[:1], 2 * min(found.smoothed, default=1.0)])
     axes.set(xscale="log", xlabel="learning rate", ylabel="loss of the batch")
-    axes.set(title=title, ylim=(0, max(top, 1e-3)))
+    axes.set(title=plain(title), ylim=(0, max(top, 1e-3)))
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)

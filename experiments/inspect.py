@@ -6,9 +6,12 @@ takes the training loss of a model on a small batch of noise, asks
 ``spherical_optax.detect_invariance`` which groups of weights have no scale, and shows
 that beside the labels that the model's own rules give.
 
-Exit codes: 0 the labels agree; 1 they do not; 2 an option cannot be used.
+Exit codes: 0 the labels agree; 1 they do not; 2 an option cannot be used; 130 Ctrl-C.
 """
 
+import experiments.starting  # noqa: F401 - before what takes seconds to import
+
+# isort: split
 import json
 import math
 import sys

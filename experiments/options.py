@@ -183,8 +183,8 @@ class Config:
     wandb: bool = False
     """Log to Weights & Biases as well."""
     config: File = None
-    """Start from the config.json of a run; options beside it win, and with another
-    --optimizer its hyperparameters are left aside."""
+    """Start from the config.json of a run; options beside it win, a --protocol too, and
+    with another --optimizer its hyperparameters are left aside."""
     hyperparameters: tyro.conf.OmitArgPrefixes[Hyperparameters] = dataclasses.field(
         default_factory=Hyperparameters
     )

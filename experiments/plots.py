@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.drawing import plain
+
 
 def plot_learning_curves(
     metrics: Sequence[Mapping[str, Any]], title: str, path: Path
@@ -37,8 +39,8 @@ def plot_learning_curves(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.suptitle(title)
-    figure.savefig(path, dpi=120)
+    figure.suptitle(plain(title))
+    figure.savefig(path, dpi=120, format="png")
     plt.close(figure)
 
 

@@ -77,7 +77,7 @@ class RunFolder:
         try:
             taken = path.exists() and (not path.is_dir() or any(_contents(path)))
         except OSError as error:
-            raise UsageError(f"--out {path}: {error.strerror}") from None
+            raise UsageError(f"--out {path}: {error.strerror or error}") from None
         if taken and not _is_run(path):
             raise UsageError(f"--out {path}: exists and is not a run folder")
         if taken and not (overwrite or resume):
@@ -117,13 +117,10 @@ class RunFolder:
             if (self.path / CONFIG).exists() and not self._replaces:
                 raise UsageError(f"--out {self.path}: taken by another run")
             for name in _OF_A_RUN:
-                if (self.path / name).is_dir():
-                    shutil.rmtree(self.path / name)
-                else:
-                    (self.path / name).unlink(missing_ok=True)
+                _clear(self.path / name)
             self._replace(CONFIG, _json(record, indent=2) + "\n")
         except OSError as error:
-            raise UsageError(f"--out {self.path}: {error.strerror}") from None
+            raise UsageError(f"--out {self.path}: {error.strerror or error}") from None
 
     def lock(self) -> None:
         """Keeps other processes out of the folder, until the folder is let go.
@@ -154,7 +151,8 @@ class RunFolder:
         if not self._writes:
             return
         self._replace(METRICS, "".join(_json(line) + "\n" for line in lines))
-        (self.path / SUMMARY).unlink(missing_ok=True)
+        for name in (SUMMARY, CURVES, SPHERES_FIGURE):
+            (self.path / name).unlink(missing_ok=True)
 
     def add_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Appends the line of an epoch; it is in the file when this returns."""
@@ -191,9 +189,15 @@ class RunFolder:
         """Writes a file: all of it or, if the process is killed, none of it."""
         if not self._writes:
             return
+        with self.new_file(name) as path:
+            path.write_text(text)
+
+    @contextlib.contextmanager
+    def new_file(self, name: str) -> Iterator[Path]:
+        """A path to write a file to, which takes its name when it is complete."""
         with _named(self.path / name) as path:
             unfinished = path.with_name(name + _UNFINISHED)
-            unfinished.write_text(text)
+            yield unfinished
             unfinished.replace(path)
 
 
@@ -206,6 +210,25 @@ def _named(path: Path) -> Iterator[Path]:
         if error.filename is None:
             raise type(error)(error.errno, error.strerror, str(path)) from None
         raise
+
+
+def _clear(path: Path) -> None:
+    """Deletes a file or a folder; of a link to a folder, what is in that folder.
+
+    The link stays: what comes next goes where it leads, as onto another disk.
+    """
+    if not path.is_symlink() or not path.is_dir():
+        _delete(path)
+        return
+    for inside in path.iterdir():
+        _delete(inside)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _contents(path: Path) -> Iterator[Path]:

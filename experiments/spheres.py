@@ -9,6 +9,7 @@ import numpy as np
 
 import spherical_optax as so
 from experiments.distributed import to_host
+from experiments.drawing import plain
 
 SPHERES = "spheres"
 """Where a line of ``metrics.jsonl`` has the numbers: by path, then by quantity."""
@@ -84,6 +85,7 @@ def plot_spheres(metrics: Sequence[Mapping[str, Any]], title: str, path: Path) -
         axes.set(title=_QUANTITIES[quantity], xlabel="epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     row[0].set_yticks(range(len(layers)), layers, fontsize=7)
+    title = plain(title)
     figure.suptitle(f"{title}: weights on spheres, means over the groups of a layer")
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, format="png")
     plt.close(figure)

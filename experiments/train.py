@@ -132,6 +132,8 @@ def train(config: Config, stop: StopRequest, began: float) -> int:
         config.out, config.overwrite, config.resume, writes=speaks
     ) as folder:
         if config.resume and (ended := how_it_ended(folder, config)):
+            if speaks:
+                draw(config, folder, ended.lines)
             say(f"nothing left to do: {ended_line(ended)}")
             return _EXIT_CODES[ended.summary["status"]]
 
@@ -162,11 +164,16 @@ def train(config: Config, stop: StopRequest, began: float) -> int:
         finally:
             keeper.let_go()
 
-        # 4. What is left of it: figures, tables, the summary.
-        if speaks and status not in (TERMINATED, OUT_OF_TIME):  # no time to draw
-            draw(config, folder, trainer, keeper.lines)
+        # 4. What is left of it: tables, the summary, figures.
+        has_time = speaks and status not in (TERMINATED, OUT_OF_TIME)
+        if has_time and config.optimizer == "swats":
+            state = trainer.state
+            points = so.swats_switch_points(state.opt_state, state.params)
+            folder.write_switch_points(points)
         summary = summarize(keeper, trainer, status, message, began)
         folder.write_summary(summary)
+        if has_time:
+            draw(config, folder, keeper.lines)
         if speaks:
             say(summary_line(config, summary))
         if message:
@@ -283,22 +290,16 @@ def check_finite(metrics: Mapping[str, Any]) -> None:
             )
 
 
-def draw(
-    config: Config,
-    folder: RunFolder,
-    trainer: Trainer,
-    lines: Sequence[Mapping[str, Any]],
-) -> None:
-    """Draws the learning curves, and makes the table of SWATS."""
-    if lines:
-        title = f"{config.optimizer}, {config.model}, {config.dataset}"
-        plot_learning_curves(lines, title, folder.path / CURVES)
-        if config.monitor:
-            plot_spheres(lines, title, folder.path / SPHERES_FIGURE)
-    if config.optimizer == "swats":
-        state = trainer.state
-        points = so.swats_switch_points(state.opt_state, state.params)
-        folder.write_switch_points(points)
+def draw(config: Config, folder: RunFolder, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Draws those figures of a run that ended that are not there."""
+    title = f"{config.optimizer}, {config.model}, {config.dataset}"
+    figures = {CURVES: plot_learning_curves}
+    if any(line.get(SPHERES) for line in lines):
+        figures[SPHERES_FIGURE] = plot_spheres
+    for name, plot in figures.items():
+        if lines and not (folder.path / name).exists():
+            with folder.new_file(name) as path:
+                plot(lines, title, path)
 
 
 def opening_line(config: Config, trainer: Trainer, keeper: Keeper) -> str:

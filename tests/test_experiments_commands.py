@@ -7,9 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
-from experiments import errors
+from experiments import collectives, errors, measure_seeds
 from experiments.commands import run_command
 from experiments.progress import say
 from experiments.stopping import StoppedRun, StopRequest
@@ -65,6 +66,19 @@ def test_what_a_user_can_act_on_is_one_line(capsys, error, code, line):
     assert capsys.readouterr() == ("", line + "\n")
 
 
+@pytest.mark.parametrize(
+    ("module", "busy"),
+    [(collectives, "measure_update"), (measure_seeds, "one_after_another")],
+)
+def test_ctrl_c_in_a_measurement(module, busy, monkeypatch, capsys):
+    monkeypatch.setattr(module, busy, lambda *args: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setattr(jax.config, "update", lambda *args: None)
+    monkeypatch.setattr(jax, "make_mesh", lambda *args, **options: None)
+    assert module.main([]) == errors.EXIT_INTERRUPTED
+    assert capsys.readouterr() == ("", "interrupted\n")
+
+
 def test_a_defect_is_not_hidden():
     with pytest.raises(ZeroDivisionError):
         run_command(raising(ZeroDivisionError()))
@@ -88,7 +102,10 @@ def begin(module, *args, jax=None, folder=None, **options):
     )
 
 
-COMMANDS = ("train", "find_lr", "reproduce", "report", "sweep", "studies", "bench")
+COMMANDS = (
+    *("train", "find_lr", "reproduce", "report", "sweep", "studies", "bench"),
+    *("collectives", "inspect", "measure_seeds"),
+)
 
 
 @pytest.mark.parametrize("module", COMMANDS)
@@ -161,3 +178,12 @@ def test_a_signal_that_a_library_swallows_stops_the_run_at_its_next_look(number)
             signal.raise_signal(number)
         with pytest.raises(StoppedRun):
             stop.check()
+
+
+def test_ctrl_c_does_not_wait_for_threads(monkeypatch, capsys):
+    """What still compiles crashes when Python takes its modules down."""
+    codes = []
+    monkeypatch.setattr("experiments.commands.leave_at_once", codes.append)
+    run_command(raising(KeyboardInterrupt()))
+    assert codes == [errors.EXIT_INTERRUPTED]
+    assert capsys.readouterr().err == "interrupted\n"

@@ -131,3 +131,19 @@ def test_a_signal_ends_it_and_leaves_nothing(
 def test_no_place_to_write(capsys):
     assert command.main(["--out", "/dev/null/x"]) == 2
     assert "--out" in capsys.readouterr().err
+
+
+def test_any_name_can_be_drawn(tmp_path):
+    found = RangeTest([0.1, 0.2], [2.0, 1.0], [2.0, 1.0], 0.2, 0.2)
+    plot(found, "folder:a$_$b\udcff", tmp_path / "lr.png")
+    assert (tmp_path / "lr.png").exists()
+
+
+def test_numbers_stay_where_drawing_fails(tiny, monkeypatch, tmp_path, capsys):
+    def break_(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(command, "plot", break_)
+    short = ["--model", "tiny", "--start=1", "--end=1.1", "--out", str(tmp_path)]
+    assert main(short) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["lr.json"]

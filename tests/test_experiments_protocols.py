@@ -231,6 +231,62 @@ def test_config_file_with_another_optimizer_or_switch_has_its_decays(given, tmp_
     assert to_json(again) == to_json(expected)
 
 
+@pytest.fixture
+def keep(tmp_path):
+    """Writes the config.json of a command; returns the options that read it."""
+
+    def keep(*args):
+        config = parse(args)
+        record = {"config": to_json(config), "sources": dict(config.sources)}
+        (file := tmp_path / "config.json").write_text(json.dumps(record))
+        return ["--config", str(file)]
+
+    return keep
+
+
+def test_protocol_beside_a_config_file_wins_over_it(keep):
+    """As over defaults; what is given beside it wins over both."""
+    names = Names("cifar10", "resnet18", "adam")
+    chosen = ["--epochs=3", "--learning-rate=0.5", "--schedule=constant", "--seed=7"]
+    file = keep(*args_of(names, protocol="")[:-2], *chosen)
+    protocol = ["--protocol", "spherical"]
+    assert parse(file).epochs == 3
+    again = parse([*file, *protocol])
+    assert to_json(again) == to_json(parse(args_of(names, "--seed=7")))
+    assert again.sources["epochs"] == "protocol"
+    assert again.sources["learning_rate"].startswith("hyperparameters.toml")
+    assert again.sources["seed"] == "config file"
+    given = ["--epochs=4", "--learning-rate=0.25"]
+    for args in ([*file, *protocol, *given], [*given, *protocol, *file]):
+        expected = parse(args_of(names, "--seed=7", *given))
+        assert to_json(parse(args)) == to_json(expected)
+
+
+def test_protocol_beside_a_config_file_of_another_protocol(keep):
+    """Nothing is left of the other protocol; what a user chose stays."""
+    names = Names("cifar10", "resnet18", "swats")
+    file = keep(*args_of(names, "--switch=global", protocol="swats"))
+    given = ["--optimizer=adam", "--protocol=spherical"]
+    names = names._replace(optimizer="adam")
+    assert to_json(parse([*file, *given])) == to_json(parse(args_of(names)))
+
+
+def test_protocol_beside_a_config_file_refuses_what_it_does_not_know(keep):
+    """Defaults that the file has written out are not what a user gave."""
+    file = keep("--optimizer=adam", "--b1=0.8")
+    with pytest.raises(UsageError, match="has nothing for adam") as raised:
+        parse([*file, "--protocol=spherical"])
+    assert "give --learning-rate --b2 --weight-decay," in str(raised.value)
+    with pytest.raises(UsageError, match="for --optimizer swats or adabound"):
+        parse([*file, "--protocol", "swats"])
+
+
+def test_config_file_of_a_protocol_repeats_the_run(keep):
+    """What is in it stays as it is, whatever the protocol says by then."""
+    args = args_of(Names("cifar10", "resnet18", "adam"), "--epochs=9", "--b1=0.8")
+    assert to_json(parse(keep(*args))) == to_json(parse(args))
+
+
 def test_decays_of_the_two_phases_arrive_at_the_optimizer():
     """With a gradient that never changes: the step of each phase, over 200 epochs."""
     config = parse(args_of(Names("cifar10", "resnet18", "swats"), protocol="swats"))

@@ -2,20 +2,24 @@
 
 import csv
 import json
+import os
 import re
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from run_folders import add, config_of, line_of, write_run
 
-from experiments import reproduce
+from experiments import drawing, reproduce
 from experiments.config import ADDED_LATER, parse, to_json
 from experiments.report import published, text
 from experiments.report.columns import columns_of
 from experiments.report.command import main
+from experiments.report.figures import TEST_ERROR, draw_accuracies, draw_curves
 from experiments.report.page import Code, Heading, Table, to_html, to_markdown
 from experiments.report.text import chosen, dataset_title, settings_line
 from experiments.results import find_runs
@@ -450,3 +454,88 @@ def test_small_real_grid_from_training_to_report(tmp_path, monkeypatch, capfd):
 @pytest.mark.parametrize("devices", [None, 3, [None], [{}]], ids=str)
 def test_odd_devices_are_told_as_they_are(devices):
     assert "4 CPU cores" in text._machine({"devices": devices, "cpus": 4})
+
+
+def test_any_name_can_be_drawn(runs):
+    """Labels have values of options, which may look like a formula."""
+    for seed, switch in enumerate(("a$_$b", "$_$", "\\$")):
+        options = {"learning_rate": 0.001, "switch": switch}
+        add(runs, "swats$_$", seed, 90, hyperparameters=options)
+    assert "switch a$" in report(runs)
+    assert len(list((runs / "report/figures").glob("*.svg"))) == 3
+
+
+def drawn_at_random(runs, count):
+    """Settings as a sweep tries them; one column."""
+    random = np.random.default_rng(0)
+    for seed in range(count):
+        options = {
+            "learning_rate": float(np.exp(random.uniform(-12, 0))),
+            "weight_decay": float(np.exp(random.uniform(-14, -4))),
+            "b1": float(random.uniform(0.0001, 0.001)),
+        }
+        add(runs, "adamsrt", seed, random.uniform(50, 95), hyperparameters=options)
+    (column,) = columns(runs)
+    return column
+
+
+def test_numbers_in_labels_have_the_digits_that_tell_them_apart(runs):
+    for seed, (rate, b1) in enumerate(((0.123456789, 0.9), (0.123456111, 0.75))):
+        options = {"learning_rate": rate, "b1": b1, "milestones": [1 / 3, seed]}
+        add(runs, "adam", seed, 90, hyperparameters=options)
+    (column,) = columns(runs)
+    assert sorted(column.labels) == [
+        "adam learning_rate=0.123456 b1=0.75 milestones=[0.3333, 1]",
+        "adam learning_rate=0.123457 b1=0.9 milestones=[0.3333, 0]",
+    ]
+    assert all(len(x) < 70 for x in drawn_at_random(runs / "more", 8).labels)
+
+
+@pytest.mark.parametrize("width", [drawing.WIDE, drawing.NARROW])
+def test_no_labels_of_a_figure_overlap_or_are_cut(runs, width, monkeypatch):
+    def check(figure, stem):
+        figure.canvas.draw()
+        texts = [text for text in figure.findobj(Text) if text.get_visible()]
+        labels = [text for text in texts if "weight_decay=" in text.get_text()]
+        boxes = [label.get_window_extent() for label in labels]
+        assert len(boxes) == len(column.labels)
+        for index, box in enumerate(boxes):
+            assert box.min.min() >= 0
+            assert (box.max <= figure.bbox.max).all()
+            assert not any(box.overlaps(other) for other in boxes[:index])
+        checked.append(stem)
+
+    monkeypatch.setattr(drawing, "_save", check)
+    column, checked = drawn_at_random(runs, 16), []
+    draw_accuracies(column, [None] * 16, runs / "accuracy", width)
+    draw_curves(column, TEST_ERROR, runs / "error")
+    assert len(checked) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are no UTF-8 elsewhere")
+def test_names_that_are_not_utf8(tmp_path, capfdbinary):
+    """In paths of runs, data sets and commands; told as they can be."""
+    name = os.fsdecode(b"caf\xe9")
+    runs = tmp_path / name
+    for seed, part in enumerate(("b", "a", "b")):
+        config = config_of("adam", seed, dataset=f"folder:/{part}/{name}")
+        folder = runs / f"{name}-{seed}"
+        command = ["python", "-m", "experiments.train", f"--dataset=folder:/{name}"]
+        write_run(folder, config, [line_of(e, 0.9) for e in (1, 2, 3)], command=command)
+    add(runs, f"adam{name}", 0, 90, status=None)
+    shutil.copytree(runs / f"{name}-1", runs / f"{name}-9")
+    (runs / f"{name}-2" / "summary.json").write_text("no JSON")
+    assert main([str(runs), "--title", name]) == 0
+    assert rb"caf\udce9/report/report.md" in capfdbinary.readouterr().out
+    texts = {
+        path.name: path.read_text(encoding="utf-8")
+        for path in (runs / "report").iterdir()
+        if path.is_file()
+    }
+    assert texts.keys() == {
+        *("report.md", "report.html", "results.json", "runs.csv", "curves.csv")
+    }
+    for content in texts.values():
+        assert r"caf\udce9" in content.replace(r"\\", "\\")
+    found = {table["config"]["dataset"] for table in tables(runs)}
+    assert found == {"digits", *(rf"folder:/{p}/caf\udce9" for p in "ba")}

@@ -47,6 +47,31 @@ def test_overwrite_deletes_the_files_of_the_run_alone(run):
     assert after == {"notes.txt": "mine", "sub/metrics.jsonl": "mine too"}
 
 
+def test_overwrite_empties_the_folder_behind_a_link_and_keeps_the_link(run, tmp_path):
+    """Checkpoints may lie on another disk."""
+    for name in ("checkpoints", "tensorboard"):
+        (scratch := tmp_path / "scratch" / name).mkdir(parents=True)
+        (scratch / "44").mkdir()
+        (scratch / "44" / "arrays").write_text("old")
+        (scratch / "link").symlink_to(run / "sub")
+        (run / name).symlink_to(scratch)
+    RunFolder(run, overwrite=True).begin({"seed": 1})
+    for name in ("checkpoints", "tensorboard"):
+        assert (run / name).is_symlink()
+        assert list((run / name).iterdir()) == []
+    assert (run / "sub/metrics.jsonl").read_text() == "mine too"
+
+
+def test_error_without_a_reason_of_the_system_is_told(run, monkeypatch):
+    def break_(path):
+        raise OSError("a reason")
+
+    (run / "checkpoints").mkdir()
+    monkeypatch.setattr("shutil.rmtree", break_)
+    with pytest.raises(UsageError, match=f"--out {run}: a reason"):
+        RunFolder(run, overwrite=True).begin({})
+
+
 @pytest.mark.parametrize("config", [None, "", "{}", '{"config": {}}', "[1]", "3"])
 def test_folder_that_is_no_run_is_refused(tmp_path, config):
     (tmp_path / "metrics.jsonl").write_text("data")

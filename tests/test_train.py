@@ -374,3 +374,31 @@ def test_full_disk_is_one_line(train, monkeypatch, capsys):
     monkeypatch.setattr(RunFolder, "add_metrics", full)
     assert train()[0] == 1
     assert "No space left on device" in capsys.readouterr().err
+
+
+FORMULA = "a$_$b\udcff"  # a name that is no formula, though it looks like one
+
+
+def test_any_name_of_a_data_set_can_be_drawn(train, monkeypatch):
+    monkeypatch.setitem(data.DATASETS, FORMULA, data.DATASETS["digits"])
+    code, folder = train("--dataset", FORMULA, "--epochs", "1", "--monitor")
+    assert code == 0
+    assert {path.name for path in folder.iterdir()} == {*FILES, "spheres.png"}
+
+
+def test_figures_that_were_not_drawn_are_drawn_by_resuming(train, monkeypatch, capsys):
+    """A run has ended when its training has, whatever becomes of its figures."""
+
+    def break_(figure, *args, **options):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr("matplotlib.figure.Figure.savefig", break_)
+        code, folder = train("--epochs", "1", "--monitor")
+    assert code == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert summary_of(folder)["status"] == "finished"
+    assert {path.name for path in folder.iterdir()} == FILES - {"learning_curves.png"}
+    assert train("--epochs", "1", "--monitor", "--resume")[0] == 0
+    assert {path.name for path in folder.iterdir()} == {*FILES, "spheres.png"}
+    assert "nothing left to do" in capsys.readouterr().out

@@ -13,6 +13,8 @@ from typing import Any
 from experiments.report.stats import Sample, describe
 from experiments.results import FINISHED, Run
 
+_LEAST, _ALL = 4, 17  # significant digits of a number in a label
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -123,9 +125,28 @@ def _labels(settings: Sequence[Setting]) -> list[str]:
         same = [s for s in settings if s.optimizer == setting.optimizer]
         rows = [row_options(s.config) for s in same]
         mine = row_options(setting.config)
-        values = [f"{option}={mine.get(option)}" for option in differing(rows)]
-        labels.append(" ".join([setting.optimizer, *values]))
+        parts = [setting.optimizer]
+        for option in differing(rows):
+            digits = _digits([row.get(option) for row in rows])
+            parts.append(f"{option}={_rounded(mine.get(option), digits)}")
+        labels.append(" ".join(parts))
     return labels
+
+
+def _digits(values: Sequence[Any]) -> int:
+    """How many digits tell apart what differs: four, or more."""
+
+    def different(digits: int) -> int:
+        return len({_key(_rounded(value, digits)) for value in values})
+
+    return next(n for n in range(_LEAST, _ALL + 1) if different(n) == different(_ALL))
+
+
+def _rounded(value: Any, digits: int) -> Any:
+    """Numbers, also those of a list, to so many significant digits."""
+    if isinstance(value, list):
+        return [_rounded(item, digits) for item in value]
+    return float(f"{value:.{digits}g}") if isinstance(value, float) else value
 
 
 def _key(value: Any) -> str:

@@ -37,6 +37,7 @@ from experiments.report.page import (
     Heading,
     Paragraph,
     Picture,
+    readable,
     to_html,
     to_markdown,
 )
@@ -71,7 +72,7 @@ def main(args: Sequence[str] | None = None) -> int:
         if not options.runs:
             raise UsageError("RUNS: name at least one folder with runs in it")
         out = options.out or options.runs[0] / "report"
-        print(write_report(options.runs, out, options.title))
+        print(readable(write_report(options.runs, out, options.title)))
         return EXIT_FINISHED
 
     return run_command(act)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.drawing import BLUE, VERMILION, WIDE, drawing
+from experiments.drawing import BLUE, VERMILION, WIDE, drawing, plain
 from experiments.report.columns import Column, Setting
 from experiments.report.published import UNDECIDED, Figure, Finding
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 TEST_ERROR, TRAINING_LOSS = "test error (%)", "training loss"
 
 _GREY = "#DDDDDD"
+_LINE = 0.15  # inches, of text
+_LETTERS = 80  # in a line of text as wide as a figure
 
 
 def draw_accuracies(
@@ -33,9 +35,13 @@ def draw_accuracies(
     rows.sort(key=lambda row: -row[0].accuracy.mean)
     rows.reverse()
     narrow = width < WIDE
-    height = 0.75 + (0.36 if narrow else 0.27) * len(rows)
+    names = [_wrapped(label, 24 if narrow else 40) for _, label, _ in rows]
+    inches = 0.36 if narrow else 0.27  # of a row whose label leaves room
+    sizes = [max(1, (0.06 + _LINE * _lines(name)) / inches) for name in names]
+    places = np.cumsum(sizes) - np.array(sizes) / 2 - 0.5
+    height = 0.75 + inches * sum(sizes)
     with drawing(stem, height=height, width=width) as [axis]:
-        for y, (setting, _, figure) in enumerate(rows):
+        for y, (setting, _, figure) in zip(places, rows, strict=True):
             sample = setting.accuracy
             seeds = [run.accuracy for run in setting.finished]
             axis.plot(
@@ -48,9 +54,9 @@ def draw_accuracies(
             if figure:
                 std, y = figure.std, y - 0.28
                 axis.errorbar(figure.mean, y, xerr=std, fmt="D", color=VERMILION, ms=4)
-        names = [textwrap.fill(label, 22 if narrow else 88) for _, label, _ in rows]
-        axis.set_yticks(range(len(rows)), names, fontsize=8 if narrow else None)
-        axis.set(xlabel="test accuracy (%)", ylim=(-0.7, len(rows) - 0.3))
+        names = [plain(name) for name in names]
+        axis.set_yticks(places, names, fontsize=8 if narrow else None)
+        axis.set(xlabel="test accuracy (%)", ylim=(-0.7, sum(sizes) - 0.3))
         axis.grid()
         _accuracy_legend(axis, any(figure for _, _, figure in rows))
 
@@ -65,19 +71,23 @@ def draw_curves(column: Column, quantity: str, stem: Path) -> None:
     """
     pairs = zip(column.settings, column.labels, strict=True)
     rows = [(_curves(s, quantity), label) for s, label in pairs if s.finished]
-    across = min(4, len(rows))
+    longest = max(len(word) for _, label in rows for word in label.split())
+    across = min(4, len(rows), max(1, _LETTERS // longest))
     down = -(-len(rows) // across)
+    titles = [_wrapped(f"{label}, n={len(c)}", _LETTERS // across) for c, label in rows]
+    most = [
+        max(map(_lines, titles[i : i + across])) for i in range(0, len(rows), across)
+    ]
+    height = 0.6 + 1.15 * down + _LINE * sum(most)
     means = np.array([curves.mean(0) for curves, _ in rows])
     epochs = np.arange(1, column.config["epochs"] + 1)
-    with drawing(
-        stem, down, across, height=0.6 + 1.3 * down, sharex=True, sharey=True
-    ) as axes:
+    with drawing(stem, down, across, height=height, sharex=True, sharey=True) as axes:
         canvas: Any = axes[0].get_figure()
         for axis in axes[len(rows) :]:
             axis.remove()
         for axis in axes[len(rows) - across : len(rows)]:
             axis.tick_params(labelbottom=True)
-        for axis, (curves, label) in zip(axes, rows, strict=False):
+        for axis, (curves, _), title in zip(axes, rows, titles, strict=False):
             axis.fill_between(epochs, means.min(0), means.max(0), color=_GREY, lw=0)
             mean = curves.mean(0)
             if len(curves) > 1:
@@ -86,8 +96,7 @@ def draw_curves(column: Column, quantity: str, stem: Path) -> None:
                     epochs, mean - std, mean + std, color=BLUE, alpha=0.35, lw=0
                 )
             axis.plot(epochs, mean, color=BLUE, lw=1.4)
-            title = textwrap.fill(f"{label}, n={len(curves)}", 88 // across)
-            axis.set_title(title, loc="left")
+            axis.set_title(plain(title), loc="left")
             axis.grid(lw=0.5)
         _scale(axes[0], [curves for curves, _ in rows])
         canvas.supxlabel("epoch", fontsize=9)
@@ -128,6 +137,15 @@ def _aside(values: Sequence[float]) -> np.ndarray:
         same = [n for n, other in enumerate(values) if other == value]
         moved[same] = np.linspace(-0.25, 0.25, len(same) + 2)[1:-1]
     return moved
+
+
+def _wrapped(text: str, width: int) -> str:
+    """A text in lines of so many letters; numbers stay whole."""
+    return textwrap.fill(text, width, break_on_hyphens=False)
+
+
+def _lines(text: str) -> int:
+    return text.count("\n") + 1
 
 
 def _shortened(claim: str) -> str:

@@ -64,9 +64,19 @@ class Picture:
 Block = Heading | Paragraph | Bullets | Code | Table | Picture
 
 
+def readable(text: str) -> str:
+    r"""A text that files can hold, whatever is in it that is no UTF-8.
+
+    Example:
+      >>> print(readable("caf\udce9"))
+      caf\udce9
+    """
+    return text.encode(errors="backslashreplace").decode()
+
+
 def to_markdown(blocks: Sequence[Block]) -> str:
     """The page as Markdown; its figures stay in files of their own."""
-    return "\n\n".join(_markdown(block) for block in blocks) + "\n"
+    return readable("\n\n".join(_markdown(block) for block in blocks) + "\n")
 
 
 def to_html(blocks: Sequence[Block], folder: Path, style: str = "") -> str:
@@ -79,7 +89,8 @@ def to_html(blocks: Sequence[Block], folder: Path, style: str = "") -> str:
     """
     title = next(b.text for b in blocks if isinstance(b, Heading))
     body = "\n".join(_html(block, folder) for block in blocks)
-    return _PAGE.format(title=html.escape(title), style=_STYLE + style, body=body)
+    page = _PAGE.format(title=html.escape(title), style=_STYLE + style, body=body)
+    return readable(page)
 
 
 def _markdown(block: Block) -> str:

@@ -5,12 +5,13 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from experiments.report.columns import Column
+from experiments.report.page import readable
 from experiments.report.published import Figure, Finding
 from experiments.report.text import Provenance, dataset_title
 from experiments.results import FINISHED, Run
@@ -47,7 +48,7 @@ class Section:
 def write_results(sections: Sequence[Section], runs: str, path: Path) -> None:
     """Writes every number of the tables as JSON; ``runs`` says how many there are."""
     results = {"runs": runs, "tables": [_record(section) for section in sections]}
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    path.write_text(json.dumps(_readable(results), indent=1) + "\n")
 
 
 def write_runs(runs: Sequence[Run], path: Path) -> None:
@@ -98,6 +99,18 @@ def _plain(value: Any) -> dict[str, Any] | None:
     }
 
 
+def _readable(value: Any) -> Any:
+    """The same with readable texts, the keys of tables excepted."""
+    match value:
+        case str():
+            return readable(value)
+        case Mapping():
+            return {name: _readable(item) for name, item in value.items()}
+        case list() | tuple():
+            return [_readable(item) for item in value]
+    return value
+
+
 def _names(runs: Sequence[Run]) -> list[str]:
     """The runs' folders, seen from the one that has all of them in it."""
     folders = [run.path.resolve() for run in runs]
@@ -136,7 +149,7 @@ def _short(value: Any) -> Any:
 def _write_csv(
     path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]
 ) -> None:
-    with open(path, "w", newline="") as file:
+    with open(path, "w", newline="", errors="backslashreplace") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)
