@@ -28,8 +28,8 @@ def plot_learning_curves(
         1, 2, figsize=(9, 3.6), layout="constrained"
     )
     for split, style in (("train", "--"), ("test", "-")):
-        loss = [_number(line[f"{split}_loss"]) for line in metrics]
-        accuracy = [100 * _number(line[f"{split}_accuracy"]) for line in metrics]
+        loss = [_number(line.get(f"{split}_loss")) for line in metrics]
+        accuracy = [100 * _number(line.get(f"{split}_accuracy")) for line in metrics]
         losses.plot(epochs, loss, style, label=split, marker=".")
         errors.plot(epochs, accuracy, style, label=split, marker=".")
     losses.set(ylabel="cross entropy", yscale="log")
