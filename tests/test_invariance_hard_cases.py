@@ -89,7 +89,7 @@ def separable(params, x):
 @pytest.mark.parametrize("seed", range(6))
 def test_filters_that_see_a_unit_that_is_almost_dead(seed):
     """Its epsilon gives them a scale, and only where biases are far from the start."""
-    x = np.random.default_rng(3).normal(size=(64, 16, 16, 3)).astype(np.float32)
+    x = np.random.default_rng(3).normal(size=(64, 8, 8, 3)).astype(np.float32)
     labels = so.detect_invariance(separable, start(SEPARABLE), x, seed=seed)
     assert labels == {name: F if name in KERNELS else E for name in SEPARABLE}
 
