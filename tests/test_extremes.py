@@ -248,6 +248,24 @@ def test_more_leaves_than_calls_may_be_nested(case):
     assert jax.tree.structure(updates) == jax.tree.structure(params)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "b2", "left"),
+    [("float32", 0.999, 0.057), ("bfloat16", 0.999, 1.23), ("bfloat16", 0.99, 0.01)],
+)
+def test_a_second_moment_of_bfloat16_hardly_falls(dtype, b2, left):
+    """As documented: after 3,000 gradients of size 1, and 3,000 of size 0.1."""
+    optimizer, x = so.adamp(1e-3, b2=b2), jnp.ones(64, dtype)
+
+    def step(state, i):
+        size = jnp.where(i < 3000, 1.0, 0.1)
+        g = size * jax.random.normal(jax.random.fold_in(jax.random.key(0), i), (64,))
+        return optimizer.update(g.astype(dtype), state, x)[1], None
+
+    state, _ = jax.lax.scan(step, optimizer.init(x), jnp.arange(6000))
+    nu = optax.tree.get(state, "nu").astype("float32")
+    assert float(jnp.mean(nu)) == pytest.approx(left, rel=0.02)
+
+
 def test_lamb_where_its_direction_overflows_and_its_trust_ratio_vanishes():
     """Infinity times 0, were the direction not bounded before it is scaled."""
     x = jnp.full((3, 2), 1e38)
