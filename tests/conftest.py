@@ -43,6 +43,12 @@ def strict_ranks():
 
 
 @pytest.fixture
+def runs(tmp_path):
+    """Where a test has its runs."""
+    return tmp_path / "runs"
+
+
+@pytest.fixture
 def places(tmp_path, monkeypatch):
     """A data folder and a cache of its own for a test; the data folder."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))

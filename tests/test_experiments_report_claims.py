@@ -13,11 +13,6 @@ from experiments.report.command import main
 from experiments.results import find_runs
 
 
-@pytest.fixture
-def runs(tmp_path):
-    return tmp_path / "runs"
-
-
 def findings(runs):
     """What is said of each claim, by its text."""
     found, unreadable = find_runs([runs])
