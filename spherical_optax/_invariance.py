@@ -132,11 +132,12 @@ def detect_invariance(
     the ``epsilon`` inside of a normalization. Where the loss or gradients do not stay,
     as in deep networks in which an ``epsilon`` flips units, the same is asked of
     weights 32 and 1,024 times as large, if their cosine falls as it does for an
-    ``epsilon``: a bias or a shortcut makes it fall more slowly. In the same way a few
-    groups that are not orthogonal far from ``params``, and are close to them, are left
-    to the others, as behind a unit that is almost dead there. Of the labels that hold,
-    the finest wins: ``"filter"`` before ``"layer"``; a leaf for which none holds is
-    ``"euclidean"``.
+    ``epsilon``: a bias or a shortcut makes it fall more slowly. The loss has to follow
+    its gradients there: a scale behind a ``stop_gradient`` is one. In the same way a
+    few groups that are not orthogonal far from ``params``, and are close to them, are
+    left to the others, as behind a unit that is almost dead there. Of the labels that
+    hold, the finest wins: ``"filter"`` before ``"layer"``; a leaf for which none holds
+    is ``"euclidean"``.
 
     Args:
       loss_fn: ``loss_fn(params, *args)`` returns a real number; any function of any

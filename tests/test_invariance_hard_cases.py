@@ -52,6 +52,28 @@ def test_weights_without_a_scale_while_they_are_large(loss, seed):
     assert labels == {"k": E, "head": E}
 
 
+def batch_renorm(params, x):
+    """The batch is brought to running statistics, by as much as a bound allows."""
+    y = x @ params["k"]
+    size = jnp.sqrt(y.var(0) + 1e-5)
+    scale = jnp.clip(size / 1.2, 0.1, 10)
+    y = (y - y.mean(0)) / size * jax.lax.stop_gradient(scale)
+    return head(relu(y), params["head"])
+
+
+def saturating_norms(params, x):
+    size = jnp.linalg.norm(params["k"], axis=0)
+    kernel = params["k"] / size * jax.lax.stop_gradient(jnp.tanh(size))
+    return head(relu(x @ kernel + 0.2), params["head"])
+
+
+@pytest.mark.parametrize("loss", [batch_renorm, saturating_norms])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_scale_that_gradients_hide_and_large_weights_lose(loss, seed):
+    labels = so.detect_invariance(loss, start(SHAPES, seed), X, seed=seed)
+    assert labels == {"k": E, "head": E}
+
+
 @pytest.mark.parametrize(
     ("seed", "epsilon"), [(0, 1e-10), (1, 1e-10), (4, 1e-10), (7, 1e-10), (5, 1e-13)]
 )
