@@ -56,6 +56,7 @@ class Probe:
             return loss_fn(jax.tree.unflatten(structure, filled), *args)
 
         self._arrays = arrays
+        self._shardings = [_sharding(leaves[i]) for i in self.indices]
         narrow = any(
             jnp.result_type(leaves[i]) != working_dtype(leaves[i]) for i in self.indices
         )
@@ -73,7 +74,7 @@ class Probe:
             jax.debug_nans(False),
             jax.debug_infs(False),
         ):
-            loss, gradients = self._evaluate(point, self._arrays)
+            loss, gradients = self._evaluate(self._placed(point), self._arrays)
         return Evaluation(point, float(loss), [np.asarray(g) for g in gradients])
 
     def evaluate_start(self) -> Evaluation:
@@ -87,6 +88,13 @@ class Probe:
             raise ValueError(f"loss_fn must be finite at params, got {first.loss}")
         _check_equal(first.loss, self(self.start).loss, self.precision)
         return first
+
+    def _placed(self, point: Points) -> list[Any]:
+        """A point on the devices that hold the parameters, spread over them alike."""
+        return [
+            x if sharding is None else jax.device_put(x, sharding)
+            for x, sharding in zip(point, self._shardings, strict=True)
+        ]
 
     def _choose_types(self, loss, narrow: bool):
         """Computes in float32 where the loss allows it, else in the leaves' types."""
@@ -122,7 +130,8 @@ class Probe:
     def _evaluates(self, loss) -> bool:
         """Whether it is a number outside of a program."""
         try:
-            result = loss([jnp.asarray(x) for x in self.start], self._arrays)
+            start = [jnp.asarray(x) for x in self._placed(self.start)]
+            result = loss(start, self._arrays)
         except Exception:
             return False
         _check_real_number(jax.tree.map(jnp.asarray, result))
@@ -130,17 +139,18 @@ class Probe:
 
     def _trace_twice(self, loss):
         """The loss as a program; the same one if it is traced again."""
+        start = self._placed(self.start)
         with jax.default_matmul_precision("highest"):
             (jaxpr, result), (again, _) = (
                 jax.make_jaxpr(lambda *x: loss(*x), return_shape=True)(
-                    self.start, self._arrays
+                    start, self._arrays
                 )
                 for _ in range(2)
             )
             _check_real_number(result)
             if _text(jaxpr) != _text(again) or not _same(jaxpr.consts, again.consts):
                 values = [
-                    float(jax.jit(lambda *x: loss(*x))(self.start, self._arrays))
+                    float(jax.jit(lambda *x: loss(*x))(start, self._arrays))
                     for _ in range(2)
                 ]
                 _check_equal(*values, precision=0.0)
@@ -212,6 +222,11 @@ def _is_measurable(leaf: Any) -> bool:
 
 def _as_numpy(leaf: Any) -> np.ndarray:
     return np.asarray(jnp.asarray(leaf, working_dtype(leaf)))
+
+
+def _sharding(leaf: Any) -> Any:
+    """Where an array lies, if somebody has put it there."""
+    return leaf.sharding if isinstance(leaf, jax.Array) and leaf.committed else None
 
 
 def _split_arrays(tree: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:

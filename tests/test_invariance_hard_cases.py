@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from normalized_models import E, F, batch_norm, conv, head, relu, start
 
 import spherical_optax as so
@@ -182,6 +183,26 @@ def test_a_loss_that_is_finite_at_one_point_alone():
 
     with pytest.raises(ValueError, match=r"finite near params: .* through args"):
         so.detect_invariance(loss, {"k": jnp.ones((4, 4))})
+
+
+def test_parameters_that_lie_where_the_loss_wants_them():
+    """A loss that is split over devices asks for weights that are split like it."""
+    split = AxisType.Explicit
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(split,), devices=jax.devices()[:1])
+    specs = {"k": PartitionSpec(None, "x"), "head": PartitionSpec("x", None)}
+    put = {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
+
+    @jax.shard_map(
+        mesh=mesh, in_specs=(specs, PartitionSpec()), out_specs=PartitionSpec()
+    )
+    def loss(params, x):
+        logits = relu(batch_norm(x @ params["k"])) @ params["head"]
+        return head(jax.lax.psum(logits, "x"), jnp.eye(4))
+
+    with jax.set_mesh(mesh):
+        params = jax.device_put(start(SHAPES), put)
+        labels = so.detect_invariance(loss, params, jax.device_put(X))
+    assert labels == {"k": F, "head": E}
 
 
 # ------------------------------------------------------------------ what it is told
