@@ -134,7 +134,12 @@ class Probe:
             result = loss(start, self._arrays)
         except Exception:
             return False
-        _check_real_number(jax.tree.map(jnp.asarray, result))
+        if any(not isinstance(x, jax.Array) for x in jax.tree.leaves(result)):
+            raise ValueError(
+                "loss_fn must return one real number that JAX has computed, got"
+                f" {type(result).__name__}: leave out float(...), .item() and NumPy"
+            )
+        _check_real_number(result)
         return True
 
     def _trace_twice(self, loss):
