@@ -102,7 +102,7 @@ class Probe:
             chosen = functools.partial(loss, keep_types)
             try:
                 return chosen, self._trace(chosen)
-            except TypeError:
+            except Exception:
                 if keep_types or not narrow:
                     raise
         raise AssertionError

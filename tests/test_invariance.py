@@ -108,6 +108,19 @@ def test_parameters_in_bfloat16():
     assert so.detect_invariance(loss, params, x) == expected
 
 
+def test_a_loss_that_asks_for_bfloat16():
+    """As kernels of accelerators do, with errors of many types."""
+    loss, shapes, expected = MODELS["layer_norm_right_behind"]
+
+    def narrow(params, x):
+        if any(leaf.dtype != "bfloat16" for leaf in params.values()):
+            raise NotImplementedError("only bfloat16")
+        return loss(optax.tree.cast(params, "float32"), x)
+
+    params = optax.tree.cast(start(shapes), "bfloat16")
+    assert so.detect_invariance(narrow, params, vectors()) == expected
+
+
 def test_double_precision(x64):
     loss, shapes, expected = MODELS["norm_two_layers_later"]
     params, x = jax.tree.map(np.float64, (start(shapes), images()))
