@@ -143,8 +143,8 @@ def detect_invariance(
       loss_fn: ``loss_fn(params, *args)`` returns a real number; any function of any
         tree, that JAX can differentiate. In a network with batch normalization it has
         to normalize by the batch, as in training.
-      params: parameters; leaves that are no floating point arrays are left as they
-        are and labelled ``"euclidean"``.
+      params: parameters; leaves that are no floating point arrays, or hold infinite
+        numbers, are left as they are and labelled ``"euclidean"``.
       *args: a small batch, other state, anything else that ``loss_fn`` takes.
       explain: whether to return a table of what was measured, too.
       channel_axes: label to channel axes; ``None`` means ``CHANNEL_AXES``. A label for

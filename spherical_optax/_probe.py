@@ -222,7 +222,13 @@ def _is_traceable(leaf: Any) -> bool:
 
 
 def _is_measurable(leaf: Any) -> bool:
-    return _is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.inexact) and leaf.size > 0
+    """Whether it is an array of weights: no mask, infinite where nothing passes."""
+    return (
+        _is_array(leaf)
+        and jnp.issubdtype(leaf.dtype, jnp.inexact)
+        and leaf.size > 0
+        and not jnp.any(jnp.isinf(leaf))
+    )
 
 
 def _as_numpy(leaf: Any) -> np.ndarray:

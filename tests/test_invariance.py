@@ -218,6 +218,19 @@ def test_leaves_that_are_no_weights():
     assert labels == {**dict.fromkeys(others, E), "none": None, **expected}
 
 
+def test_a_mask_among_the_weights():
+    """As modules of Equinox hold it: it is no weight, and may not be moved."""
+
+    def loss(params, x):
+        q, k = rms_norm(x @ params["q"]), rms_norm(x @ params["k"])
+        return head(jax.nn.softmax(q @ k.T + params["mask"]) @ x, params["kh"])
+
+    params = start({"q": (12, 12), "k": (12, 12), "kh": (12, 4)})
+    params["mask"] = np.where(np.tri(16, dtype=bool), 0, -np.inf).astype(np.float32)
+    labels = so.detect_invariance(loss, params, vectors())
+    assert labels == {"q": L, "k": L, "kh": E, "mask": E}
+
+
 # ---------------------------------------------------------------- sizes and layouts
 
 
