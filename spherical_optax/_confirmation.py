@@ -7,6 +7,7 @@ import numpy as np
 from spherical_optax import geometry
 from spherical_optax._groups import agree, alike, length
 from spherical_optax._look import Look, MeasuredLeaf, scaled
+from spherical_optax._probe import wide
 from spherical_optax.labels import ChannelAxesTable
 
 # Above this part of the tolerance, scale has to matter less for larger weights.
@@ -26,6 +27,8 @@ FEW, GROWN_FEW = 0.5, 256.0
 ENLARGED = 32.0
 # A radial part of at most so many times what rounding makes of it is due to that.
 ROUNDING = 2.0
+# So small a part of a factor, as a power of it, that a loss follows its gradient.
+SMALL = 1 / 16
 # An epsilon fades with the square of that; a bias or a shortcut, added to what has
 # become larger, with that itself. Between both, and what part of the tolerance is 0.
 FADED, VANISHED = 1 / 150, 1e-3
@@ -112,6 +115,8 @@ class Confirmation:
         """
         start = base
         if times > 1:
+            if not self._follows_gradients(base, leaves):
+                return 0.0, False
             start = scaled(base, leaves, [np.asarray(times)] * len(leaves))
             before = base
             if times > ENLARGED:
@@ -120,12 +125,9 @@ class Confirmation:
             if not all(self._vanishes(leaf, before, start, times) for leaf in leaves):
                 return 0.0, False
         factors = [self._draw_factors(leaf) for leaf in leaves]
-        turns = [_turn(leaf, start) for leaf in leaves]
         there = scaled(start, leaves, factors)
         change = abs(there.loss - start.loss)
-        turn = max(min(turns), 1e-3 * max(turns))
-        rounding = max(4e-6, base.probe.precision) * abs(start.loss)
-        stays = change <= 2 * self.tolerance * turn + rounding and all(
+        stays = change <= self._allowed_change(start, leaves) and all(
             agree(
                 factor * there.counted(leaf, leaf.passed[0][0]),
                 start.counted(leaf, leaf.passed[0][0]),
@@ -134,6 +136,29 @@ class Confirmation:
             for leaf, factor in zip(leaves, factors, strict=True)
         )
         return change / abs(start.loss) if start.loss else change, bool(stays)
+
+    def _allowed_change(
+        self, look: Look, leaves: list[MeasuredLeaf], part: float = 1.0
+    ) -> float:
+        """Of the loss: a part of what a turn would make, and rounding."""
+        turns = [_turn(leaf, look) for leaf in leaves]
+        turn = max(min(turns), 1e-3 * max(turns))
+        rounding = max(4e-6, look.probe.precision) * abs(look.loss)
+        return 2 * self.tolerance * part * turn + rounding
+
+    def _follows_gradients(self, base: Look, leaves: list[MeasuredLeaf]) -> bool:
+        """Whether the loss changes as gradients say where groups are scaled a little.
+
+        Not so where a scale is hidden from them. What is made of it may have reached a
+        bound for larger weights, and so say nothing there.
+        """
+        factors = [self._draw_factors(leaf) ** SMALL for leaf in leaves]
+        expected = 0.0
+        for leaf, factor in zip(leaves, factors, strict=True):
+            g, x = wide(base.gradients[leaf.index]), wide(base.point[leaf.index])
+            expected += float(np.sum(np.real(g * x) * (factor - 1)))
+        change = scaled(base, leaves, factors).loss - base.loss
+        return bool(abs(change - expected) <= self._allowed_change(base, leaves, SMALL))
 
     def _draw_factors(self, leaf: MeasuredLeaf) -> np.ndarray:
         """A factor for each group, one of them larger than 1 at least."""

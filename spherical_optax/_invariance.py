@@ -132,18 +132,19 @@ def detect_invariance(
     the ``epsilon`` inside of a normalization. Where the loss or gradients do not stay,
     as in deep networks in which an ``epsilon`` flips units, the same is asked of
     weights 32 and 1,024 times as large, if their cosine falls as it does for an
-    ``epsilon``: a bias or a shortcut makes it fall more slowly. In the same way a few
-    groups that are not orthogonal far from ``params``, and are close to them, are left
-    to the others, as behind a unit that is almost dead there. Of the labels that hold,
-    the finest wins: ``"filter"`` before ``"layer"``; a leaf for which none holds is
-    ``"euclidean"``.
+    ``epsilon``: a bias or a shortcut makes it fall more slowly. The loss has to follow
+    its gradients there: a scale behind a ``stop_gradient`` is one. In the same way a
+    few groups that are not orthogonal far from ``params``, and are close to them, are
+    left to the others, as behind a unit that is almost dead there. Of the labels that
+    hold, the finest wins: ``"filter"`` before ``"layer"``; a leaf for which none holds
+    is ``"euclidean"``.
 
     Args:
       loss_fn: ``loss_fn(params, *args)`` returns a real number; any function of any
         tree, that JAX can differentiate. In a network with batch normalization it has
         to normalize by the batch, as in training.
-      params: parameters; leaves that are no floating point arrays are left as they
-        are and labelled ``"euclidean"``.
+      params: parameters; leaves that are no floating point arrays, or hold infinite
+        numbers, are left as they are and labelled ``"euclidean"``.
       *args: a small batch, other state, anything else that ``loss_fn`` takes.
       explain: whether to return a table of what was measured, too.
       channel_axes: label to channel axes; ``None`` means ``CHANNEL_AXES``. A label for

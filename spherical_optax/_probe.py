@@ -56,6 +56,7 @@ class Probe:
             return loss_fn(jax.tree.unflatten(structure, filled), *args)
 
         self._arrays = arrays
+        self._shardings = [_sharding(leaves[i]) for i in self.indices]
         narrow = any(
             jnp.result_type(leaves[i]) != working_dtype(leaves[i]) for i in self.indices
         )
@@ -73,7 +74,7 @@ class Probe:
             jax.debug_nans(False),
             jax.debug_infs(False),
         ):
-            loss, gradients = self._evaluate(point, self._arrays)
+            loss, gradients = self._evaluate(self._placed(point), self._arrays)
         return Evaluation(point, float(loss), [np.asarray(g) for g in gradients])
 
     def evaluate_start(self) -> Evaluation:
@@ -88,13 +89,20 @@ class Probe:
         _check_equal(first.loss, self(self.start).loss, self.precision)
         return first
 
+    def _placed(self, point: Points) -> list[Any]:
+        """A point on the devices that hold the parameters, spread over them alike."""
+        return [
+            x if sharding is None else jax.device_put(x, sharding)
+            for x, sharding in zip(point, self._shardings, strict=True)
+        ]
+
     def _choose_types(self, loss, narrow: bool):
         """Computes in float32 where the loss allows it, else in the leaves' types."""
         for keep_types in (False, True) if narrow else (False,):
             chosen = functools.partial(loss, keep_types)
             try:
                 return chosen, self._trace(chosen)
-            except TypeError:
+            except Exception:
                 if keep_types or not narrow:
                     raise
         raise AssertionError
@@ -122,25 +130,32 @@ class Probe:
     def _evaluates(self, loss) -> bool:
         """Whether it is a number outside of a program."""
         try:
-            result = loss([jnp.asarray(x) for x in self.start], self._arrays)
+            start = [jnp.asarray(x) for x in self._placed(self.start)]
+            result = loss(start, self._arrays)
         except Exception:
             return False
-        _check_real_number(jax.tree.map(jnp.asarray, result))
+        if any(not isinstance(x, jax.Array) for x in jax.tree.leaves(result)):
+            raise ValueError(
+                "loss_fn must return one real number that JAX has computed, got"
+                f" {type(result).__name__}: leave out float(...), .item() and NumPy"
+            )
+        _check_real_number(result)
         return True
 
     def _trace_twice(self, loss):
         """The loss as a program; the same one if it is traced again."""
+        start = self._placed(self.start)
         with jax.default_matmul_precision("highest"):
             (jaxpr, result), (again, _) = (
                 jax.make_jaxpr(lambda *x: loss(*x), return_shape=True)(
-                    self.start, self._arrays
+                    start, self._arrays
                 )
                 for _ in range(2)
             )
             _check_real_number(result)
             if _text(jaxpr) != _text(again) or not _same(jaxpr.consts, again.consts):
                 values = [
-                    float(jax.jit(lambda *x: loss(*x))(self.start, self._arrays))
+                    float(jax.jit(lambda *x: loss(*x))(start, self._arrays))
                     for _ in range(2)
                 ]
                 _check_equal(*values, precision=0.0)
@@ -207,11 +222,22 @@ def _is_traceable(leaf: Any) -> bool:
 
 
 def _is_measurable(leaf: Any) -> bool:
-    return _is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.inexact) and leaf.size > 0
+    """Whether it is an array of weights: no mask, infinite where nothing passes."""
+    return (
+        _is_array(leaf)
+        and jnp.issubdtype(leaf.dtype, jnp.inexact)
+        and leaf.size > 0
+        and not jnp.any(jnp.isinf(leaf))
+    )
 
 
 def _as_numpy(leaf: Any) -> np.ndarray:
     return np.asarray(jnp.asarray(leaf, working_dtype(leaf)))
+
+
+def _sharding(leaf: Any) -> Any:
+    """Where an array lies, if somebody has put it there."""
+    return leaf.sharding if isinstance(leaf, jax.Array) and leaf.committed else None
 
 
 def _split_arrays(tree: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:

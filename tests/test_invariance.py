@@ -108,6 +108,19 @@ def test_parameters_in_bfloat16():
     assert so.detect_invariance(loss, params, x) == expected
 
 
+def test_a_loss_that_asks_for_bfloat16():
+    """As kernels of accelerators do, with errors of many types."""
+    loss, shapes, expected = MODELS["layer_norm_right_behind"]
+
+    def narrow(params, x):
+        if any(leaf.dtype != "bfloat16" for leaf in params.values()):
+            raise NotImplementedError("only bfloat16")
+        return loss(optax.tree.cast(params, "float32"), x)
+
+    params = optax.tree.cast(start(shapes), "bfloat16")
+    assert so.detect_invariance(narrow, params, vectors()) == expected
+
+
 def test_double_precision(x64):
     loss, shapes, expected = MODELS["norm_two_layers_later"]
     params, x = jax.tree.map(np.float64, (start(shapes), images()))
@@ -203,6 +216,19 @@ def test_leaves_that_are_no_weights():
     params = {**start(shapes), **others, "none": None}
     labels = so.detect_invariance(with_others, params, images(), "train")
     assert labels == {**dict.fromkeys(others, E), "none": None, **expected}
+
+
+def test_a_mask_among_the_weights():
+    """As modules of Equinox hold it: it is no weight, and may not be moved."""
+
+    def loss(params, x):
+        q, k = rms_norm(x @ params["q"]), rms_norm(x @ params["k"])
+        return head(jax.nn.softmax(q @ k.T + params["mask"]) @ x, params["kh"])
+
+    params = start({"q": (12, 12), "k": (12, 12), "kh": (12, 4)})
+    params["mask"] = np.where(np.tri(16, dtype=bool), 0, -np.inf).astype(np.float32)
+    labels = so.detect_invariance(loss, params, vectors())
+    assert labels == {"q": L, "k": L, "kh": E, "mask": E}
 
 
 # ---------------------------------------------------------------- sizes and layouts

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from normalized_models import E, F, batch_norm, conv, head, relu, start
 
 import spherical_optax as so
@@ -49,6 +50,28 @@ def test_weights_without_a_scale_while_they_are_large(loss, seed):
     }
     most = 0.6 * float(sizes[loss])
     labels = so.detect_invariance(loss, params, X, most, seed=seed)
+    assert labels == {"k": E, "head": E}
+
+
+def batch_renorm(params, x):
+    """The batch is brought to running statistics, by as much as a bound allows."""
+    y = x @ params["k"]
+    size = jnp.sqrt(y.var(0) + 1e-5)
+    scale = jnp.clip(size / 1.2, 0.1, 10)
+    y = (y - y.mean(0)) / size * jax.lax.stop_gradient(scale)
+    return head(relu(y), params["head"])
+
+
+def saturating_norms(params, x):
+    size = jnp.linalg.norm(params["k"], axis=0)
+    kernel = params["k"] / size * jax.lax.stop_gradient(jnp.tanh(size))
+    return head(relu(x @ kernel + 0.2), params["head"])
+
+
+@pytest.mark.parametrize("loss", [batch_renorm, saturating_norms])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_scale_that_gradients_hide_and_large_weights_lose(loss, seed):
+    labels = so.detect_invariance(loss, start(SHAPES, seed), X, seed=seed)
     assert labels == {"k": E, "head": E}
 
 
@@ -160,6 +183,26 @@ def test_a_loss_that_is_finite_at_one_point_alone():
 
     with pytest.raises(ValueError, match=r"finite near params: .* through args"):
         so.detect_invariance(loss, {"k": jnp.ones((4, 4))})
+
+
+def test_parameters_that_lie_where_the_loss_wants_them():
+    """A loss that is split over devices asks for weights that are split like it."""
+    split = AxisType.Explicit
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(split,), devices=jax.devices()[:1])
+    specs = {"k": PartitionSpec(None, "x"), "head": PartitionSpec("x", None)}
+    put = {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
+
+    @jax.shard_map(
+        mesh=mesh, in_specs=(specs, PartitionSpec()), out_specs=PartitionSpec()
+    )
+    def loss(params, x):
+        logits = relu(batch_norm(x @ params["k"])) @ params["head"]
+        return head(jax.lax.psum(logits, "x"), jnp.eye(4))
+
+    with jax.set_mesh(mesh):
+        params = jax.device_put(start(SHAPES), put)
+        labels = so.detect_invariance(loss, params, jax.device_put(X))
+    assert labels == {"k": F, "head": E}
 
 
 # ------------------------------------------------------------------ what it is told

@@ -99,6 +99,18 @@ def test_no_real_number(change, got):
     )
 
 
+@pytest.mark.parametrize(
+    ("change", "got"),
+    [(float, "float"), (lambda x: x.item(), "float"), (np.asarray, "ndarray")],
+)
+def test_a_number_without_gradient(change, got):
+    """No number of JAX: it would seem that no weight matters."""
+    refused(
+        lambda params, x: change(plain(params, x)),
+        rf"^loss_fn must return one real number that JAX has computed, got {got}: ",
+    )
+
+
 @pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
 def test_not_finite(value):
     refused(lambda *x: plain(*x) * value, "loss_fn must be finite at params, got")
