@@ -24,6 +24,7 @@ from spherical_optax._limits import (
 )
 from spherical_optax._moments import (
     Number,
+    abs_sq,
     bias_correction,
     ema,
     in_working_precision,
@@ -117,7 +118,10 @@ def rotational(
     Differences:
       The first implementation also subtracts from each group of weights its mean,
       once, at the start. Here weights are not touched before the first step; start
-      from centred ones (``so.geometry.center``) for the same.
+      from centred ones (``so.geometry.center``) for the same. Where what is left of
+      :math:`u` is no more than rounding errors of what was taken away, as in a group of
+      a single weight, it counts as 0: divided by its own length, it would turn the
+      group at random.
 
     References:
       Kosson, Messmer and Jaggi, `Rotational equilibrium: how weight decay balances
@@ -209,8 +213,13 @@ def _turn(u, x, radius, s, angle, bias, *, decay, eps, channel_axes):
     mean = bounded((total_u - radial * total) / size)
     tangent = (bounded(u) - radial * x32) - mean
     square = geometry.dot(tangent, tangent, channel_axes)
-    nu = ema(square, s, decay)
-    turned = capped(angle * radius / root_floor(jnp.sqrt(nu / bias) + eps))
+    # Where all of a direction is taken away, what is left are rounding errors.
+    taken = jnp.square(radial * jnp.sqrt(xx)) + size * abs_sq(mean)
+    least = (8 * float(jnp.finfo(xx.dtype).eps)) ** 2 * size * taken
+    turns = ~(square < least)  # and NaN stays NaN
+    nu = ema(either(turns, square, 0.0), s, decay)
+    arc = either(turns, angle * radius, 0.0)
+    turned = capped(arc / root_floor(jnp.sqrt(nu / bias) + eps))
     turned = jnp.minimum(turned, longest * geometry.reciprocal(jnp.sqrt(square)))
     along = ux - radial * xx - jnp.real(jnp.conj(total) * mean)
     after = xx + turned * (turned * square - 2 * along)

@@ -242,6 +242,31 @@ def test_the_norm_is_kept_over_many_steps(name, dtype, tolerance):
     assert float(jnp.max(drift)) <= tolerance
 
 
+@pytest.mark.parametrize("shape", [(3, 3, 16, 4), (1, 4)], ids=str)
+@pytest.mark.parametrize("angle", [0.2, 0.01])
+def test_rotational_does_not_turn_by_rounding_errors(shape, angle):
+    """Where the direction is along the weights, or a group is of a single one."""
+    start = {"w": random_tree(7, {"w": shape}, np.float32)["w"]}
+    optimizer = so.rotational(
+        optax.identity(), angle**2, 0.5, b1=0.0, labels={"w": "filter"}
+    )
+    step = jax.jit(cases.make_step(optimizer))
+    params, state = start, optimizer.init(start)
+    for _ in range(20):
+        params, state = step(params, state, {"w": 0.37 * params["w"]})
+        np.testing.assert_allclose(params["w"], start["w"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_rotational_tells_what_is_not_a_number_from_rounding_errors(bad):
+    """NaN stays, for who looks for it; the infinite counts as the largest."""
+    params = {"conv": random_tree(7, {"conv": (3, 3, 2, 4)}, np.float32)["conv"]}
+    grads = {"conv": jnp.asarray(params["conv"]).at[0, 0, 0, 0].set(bad)}
+    optimizer = so.rotational(optax.identity(), 0.1, 0.5)
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    assert bool(jnp.any(jnp.isnan(updates["conv"]))) == np.isnan(bad)
+
+
 # ---------------------------------------------------------------- what is not seen
 
 
