@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -183,6 +184,25 @@ def test_what_was_measured_elsewhere_is_measured_again(results, pretend, change)
     old = [record["row"] for record in records if record["date"].startswith("2001")]
     assert old == (["adamsrt", "sgdp"] if change == "machine" else ["sgdp"])
     assert len(records) == len(old) + 1
+
+
+def test_a_row_that_takes_longer_than_there_is_time_is_left(
+    results, pretend, capsys, monkeypatch
+):
+    ends, measure = [], plan.measure_step
+
+    def slow(*args, **options):
+        while not ends:  # else it would go on until it is done
+            time.sleep(0.01)
+        return measure()
+
+    monkeypatch.setattr(plan, "measure_step", slow)
+    monkeypatch.setattr(command, "leave_at_once", ends.append)
+    step = ["step", "--optimizers", "adams", "adam", *TINY, "--json", str(results)]
+    main([*step, "--time-limit", "4s"])
+    assert ends == [5]
+    said = capsys.readouterr().out
+    assert "time is up: 2 of 2 rows are left; the same command goes on" in said
 
 
 def test_processes_that_share_a_file_keep_each_others_rows(results):

@@ -89,7 +89,7 @@ def _compile(options: Options) -> Iterator[Task]:
     rows = [name for name in wanted if name not in REFERENCES]
     for start in range(0, len(rows), _TOGETHER):
         jobs = [Job("compile", n, settings) for n in rows[start : start + _TOGETHER]]
-        yield Task(jobs, measure, 2.5 * rounds)
+        yield Task(jobs, measure, 9.0 * rounds)
 
 
 def _memory(options: Options) -> Iterator[Task]:
