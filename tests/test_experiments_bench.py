@@ -27,6 +27,7 @@ from experiments.bench import (
 )
 from experiments.bench.clock import Budget
 from experiments.bench.command import main
+from experiments.bench.options import DEFAULT_MODELS
 from experiments.bench.rows import ROWS
 from experiments.bench.store import read
 from experiments.bench.trees import kernels, model_shapes, random_trees
@@ -374,6 +375,21 @@ def test_summary_goes_between_the_marks(results, tmp_path):
     assert "old" not in text
     assert main(table) == 0
     assert readme.read_text() == text
+
+
+def test_summary_is_of_one_model(results):
+    document = json.loads(results.read_text())
+    other = json.loads(results.read_text())["records"]
+    for record in other:
+        record["settings"]["model"] = "another"
+        record["result"]["ratio"]["reference"]["median"] = 12.34
+    alone = show.summary_markdown(document)
+    document["records"] += other
+    assert show.summary_markdown(document).count("| 12.34 (") == 2  # the last one's
+    for record in document["records"][:2]:
+        record["settings"]["model"] = DEFAULT_MODELS["step"]
+    mixed = show.summary_markdown(document)
+    assert mixed.partition("Medians")[0] == alone.partition("Medians")[0]
 
 
 def test_table_in_the_readme_is_that_of_the_results():

@@ -15,6 +15,13 @@ from experiments.values import make_folder
 BENCHES = ("step", "compile", "memory", "scaling", "bandwidth", "train")
 """In order: training last, since the process keeps the gigabytes that it frees."""
 WHAT = (*BENCHES, "all", "traffic", "table")
+DEFAULT_MODELS = {
+    "step": "resnet18",
+    "compile": "densenet121",
+    "memory": "resnet18",
+    "traffic": "resnet18",
+}
+"""Whose weights are updated, without --model."""
 
 
 def _own(metavar: str) -> object:
