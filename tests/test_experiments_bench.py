@@ -216,6 +216,20 @@ def test_processes_that_share_a_file_keep_each_others_rows(results):
     assert rows == ["adamsrt", "sgdp", "adams", "adam"]
 
 
+def test_what_cannot_be_written_is_said_before_anything_is_measured(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(plan, "measure_step", None)
+    path = tmp_path / ("x" * 240 + ".json")  # beside it, no longer name is possible
+    assert main(["step", "--optimizers", "adam", *TINY, "--json", str(path)]) == 2
+    errors = [
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if not line.startswith("load average")
+    ]
+    assert errors == [f"error: --json {path}: File name too long"]
+
+
 def test_who_holds_the_folder_for_long_stops_nothing(results, monkeypatch):
     monkeypatch.setattr(store, "_PATIENCE", 0.05)
     (record, _) = read(results)["records"]

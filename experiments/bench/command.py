@@ -162,6 +162,7 @@ def work(
 
 def _measure(task: Task, jobs: Sequence[Job], store: Store) -> list[Record]:
     """Measures rows of a task, and keeps them."""
+    store.check_writable()
     load, began = machine.load(), time.monotonic()
     results = task.measure([job.row for job in jobs])
     seconds = (time.monotonic() - began) / len(jobs)

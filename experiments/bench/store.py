@@ -79,6 +79,17 @@ class Store:
                 return record
         return None
 
+    def check_writable(self) -> None:
+        """Raises a UsageError if the file cannot be written: not after minutes."""
+        if self.path is None:
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._unfinished().touch()
+            self._unfinished().unlink()
+        except OSError as error:
+            raise UsageError(f"--json {self.path}: {error.strerror}") from None
+
     def add(
         self,
         job: Job,
@@ -138,10 +149,14 @@ class Store:
             if lock is not None:
                 lock.release()
 
+    def _unfinished(self) -> Path:
+        assert self.path is not None
+        return self.path.with_name(f"{self.path.name}.{os.getpid()}.unfinished")
+
     def _write(self) -> None:
         if self.path is None:
             return
-        unfinished = self.path.with_name(f"{self.path.name}.{os.getpid()}.unfinished")
+        unfinished = self._unfinished()
         try:
             unfinished.write_text(json.dumps(self.document(), indent=1) + "\n")
             os.replace(unfinished, self.path)
