@@ -1,6 +1,7 @@
 """Folders that belong to one process at a time."""
 
 import os
+import time
 import weakref
 from pathlib import Path
 
@@ -24,19 +25,29 @@ class FolderLock:
             self._release()
 
 
-def lock_folder(path: Path) -> FolderLock:
-    """Takes a folder; a BlockingIOError if another process has it.
+def lock_folder(path: Path, patience: float = 0.0) -> FolderLock:
+    """Takes a folder; a BlockingIOError if another process has it for longer.
 
-    Where the system has no such locks, every process gets one.
+    Args:
+      path: of the folder.
+      patience: seconds to wait for it.
+
+    Returns:
+      The lock. Where the system has no such locks, every process gets one.
     """
     if fcntl is None:
         return FolderLock()
     descriptor = os.open(path, os.O_RDONLY)
     lock = FolderLock(descriptor)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
-    except OSError:  # a file system without locks
-        pass
-    return lock
+    end = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                raise
+            time.sleep(0.02)
+        except OSError:  # a file system without locks
+            return lock
+        else:
+            return lock

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -25,9 +27,11 @@ from experiments.bench import (
 )
 from experiments.bench.clock import Budget
 from experiments.bench.command import main
+from experiments.bench.options import DEFAULT_MODELS
 from experiments.bench.rows import ROWS
 from experiments.bench.store import read
 from experiments.bench.trees import kernels, model_shapes, random_trees
+from experiments.locks import lock_folder
 from experiments.models.resnet import ResNet
 
 OPTIONAL = ("torch", "adamp", "pytorch_optimizer")
@@ -183,6 +187,93 @@ def test_what_was_measured_elsewhere_is_measured_again(results, pretend, change)
     assert len(records) == len(old) + 1
 
 
+def test_a_row_that_takes_longer_than_there_is_time_is_left(
+    results, pretend, capsys, monkeypatch
+):
+    ends, measure = [], plan.measure_step
+
+    def slow(*args, **options):
+        while not ends:  # else it would go on until it is done
+            time.sleep(0.01)
+        return measure()
+
+    monkeypatch.setattr(plan, "measure_step", slow)
+    monkeypatch.setattr(command, "leave_at_once", ends.append)
+    step = ["step", "--optimizers", "adams", "adam", *TINY, "--json", str(results)]
+    main([*step, "--time-limit", "4s"])
+    assert ends == [5]
+    said = capsys.readouterr().out
+    assert "time is up: 2 of 2 rows are left; the same command goes on" in said
+
+
+def test_processes_that_share_a_file_keep_each_others_rows(results):
+    before = read(results)["records"]
+    stores = [store.Store(results, "a command") for _ in range(2)]
+    job = store.Job("step", "adams", before[0]["settings"])
+    stores[0].add(job, before[0]["result"], 1.0, None)
+    stores[1].add(replace(job, row="adam"), before[0]["result"], 1.0, None)
+    rows = [record["row"] for record in read(results)["records"]]
+    assert rows == ["adamsrt", "sgdp", "adams", "adam"]
+
+
+def test_what_cannot_be_written_is_said_before_anything_is_measured(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(plan, "measure_step", None)
+    path = tmp_path / ("x" * 240 + ".json")  # beside it, no longer name is possible
+    assert main(["step", "--optimizers", "adam", *TINY, "--json", str(path)]) == 2
+    errors = [
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if not line.startswith("load average")
+    ]
+    assert errors == [f"error: --json {path}: File name too long"]
+
+
+def test_who_holds_the_folder_for_long_stops_nothing(results, monkeypatch):
+    monkeypatch.setattr(store, "_PATIENCE", 0.05)
+    (record, _) = read(results)["records"]
+    held = lock_folder(results.parent)
+    job = store.Job("step", "adams", record["settings"])
+    store.Store(results, "a command").add(job, record["result"], 1.0, None)
+    held.release()
+    assert len(read(results)["records"]) == 3
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"bench": "another"},
+        {"row": [3]},
+        {"settings": None},
+        {"settings": {}},
+        {"result": {}},
+        {"result": None},
+        {"date": None},
+        {"load": None},
+    ],
+)
+def test_a_file_with_damaged_rows_is_not_used(results, damage, capsys):
+    document = json.loads(results.read_text())
+    document["records"][0] |= damage
+    results.write_text(json.dumps(document))
+    for what in ("table", "step"):
+        assert main([what, "--json", str(results)]) == 2
+        error = capsys.readouterr().err
+        assert error == (
+            f"error: --json {results}: not a file of python -m experiments.bench\n"
+        )
+
+
+def test_a_file_that_does_not_say_where_it_is_from_is_not_used(results, capsys):
+    document = json.loads(results.read_text())
+    for environment in document["environments"].values():
+        environment.clear()
+    results.write_text(json.dumps(document))
+    assert main(["step", "--json", str(results)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: --json {results}: not a file")
+
+
 @pytest.mark.parametrize(
     ("what", "keys"),
     [
@@ -300,6 +391,21 @@ def test_summary_goes_between_the_marks(results, tmp_path):
     assert readme.read_text() == text
 
 
+def test_summary_is_of_one_model(results):
+    document = json.loads(results.read_text())
+    other = json.loads(results.read_text())["records"]
+    for record in other:
+        record["settings"]["model"] = "another"
+        record["result"]["ratio"]["reference"]["median"] = 12.34
+    alone = show.summary_markdown(document)
+    document["records"] += other
+    assert show.summary_markdown(document).count("| 12.34 (") == 2  # the last one's
+    for record in document["records"][:2]:
+        record["settings"]["model"] = DEFAULT_MODELS["step"]
+    mixed = show.summary_markdown(document)
+    assert mixed.partition("Medians")[0] == alone.partition("Medians")[0]
+
+
 def test_table_in_the_readme_is_that_of_the_results():
     readme = (ROOT / "README.md").read_text()
     results = ROOT / "experiments" / "results" / "bench_cpu.json"
@@ -325,6 +431,7 @@ def test_table_in_the_readme_is_that_of_the_results():
         (["table"], "table needs --json FILE"),
         (["table", "--json", "missing.json"], "--json missing.json: No such file"),
         (["step", "--json", "other.json"], "--json other.json: not a file of python"),
+        (["step", "--json", "deep.json"], "--json deep.json: not a file of python -m"),
         (["step", "--json", "folder"], "--json folder: Is a directory"),
         (["step", "--json", "other.json/x"], "--json other.json: File exists"),
         (["step", "--readme", "other.json"], "--readme goes with table alone"),
@@ -341,6 +448,7 @@ def test_table_in_the_readme_is_that_of_the_results():
 def test_a_mistake_is_one_line(args, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("other.json").write_text('{"runs": []}')
+    Path("deep.json").write_text("[" * 100_000)
     Path("folder").mkdir()
     empty = {"format": store.FORMAT, "environments": {}, "records": []}
     Path("empty.json").write_text(json.dumps(empty))

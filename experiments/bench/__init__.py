@@ -5,6 +5,7 @@
 * ``rows``: what is compared with what, JAX and PyTorch, in one table
 * ``trees``: weights and gradients to measure on
 * ``clock``: runs that alternate, medians and quartiles
+* ``limit``: what takes too long is given up
 * ``step``, ``compiling``, ``memory``, ``training``, ``scaling``, ``bandwidth``: one
   measurement each
 * ``store``: finished rows in a JSON file, and what is left to do

@@ -22,8 +22,8 @@ quartiles, and ratios are taken round by round. With --json finished rows are ke
 the same command goes on where it was stopped; what was measured on another machine,
 with other versions or another state of the library is measured again.
 
-Exit codes: 0 all is measured; 1 something broke; 2 an option cannot be used; 5 rows
-are left: time is up; 130 Ctrl-C.
+Exit codes: 0 all is measured; 1 something broke; 2 an option cannot be used; 4 SIGTERM;
+5 rows are left: time is up; 130 Ctrl-C.
 """
 
 import shlex
@@ -37,6 +37,7 @@ import tyro
 from experiments import errors
 from experiments.bench import machine, show
 from experiments.bench.figures import draw
+from experiments.bench.limit import calling_at
 from experiments.bench.options import Options, check
 from experiments.bench.plan import Task, plan
 from experiments.bench.store import Job, Store, read
@@ -44,6 +45,8 @@ from experiments.bench.tables import Record, in_words
 from experiments.bench.targets import HERE, device_of
 from experiments.commands import run_command
 from experiments.compiling import compiling_once
+from experiments.starting import leave_at_once
+from experiments.timing import process_start
 from experiments.values import parse_limit
 
 _ALL_LIMIT = "9m"
@@ -51,7 +54,7 @@ _ALL_LIMIT = "9m"
 
 def main(args: Sequence[str] | None = None) -> int:
     """The command: returns its exit code."""
-    began = time.monotonic()
+    began = process_start() if args is None else time.monotonic()
     options = tyro.cli(
         Options, prog="python -m experiments.bench", description=__doc__, args=args
     )
@@ -77,15 +80,26 @@ def bench(options: Options, store: Store, began: float) -> int:
     limit = options.time_limit or (_ALL_LIMIT if options.what == "all" else None)
     end = began + parse_limit("--time-limit", limit)
     _warn_if_busy()
-    machine.map_memory()
-    with compiling_once():  # the references, which many rows have in common
-        records, left = work(plan(options), store, end, options.overwrite)
+    tasks, records = plan(options), []
+
+    def finish() -> int:
+        return _finish(options, records, sum(len(task.jobs) for task in tasks))
+
+    # Programs that many rows have in common, as of references, are compiled once.
+    with calling_at(end, lambda: leave_at_once(finish())), compiling_once():
+        machine.map_memory()
+        work(tasks, store, end, options.overwrite, records)
+    return finish()
+
+
+def _finish(options: Options, records: Sequence[Record], rows: int) -> int:
+    """Shows what is done of so many rows; returns the exit code."""
     show.show(records)
     if options.figures:
         draw(records, options.figures)
-    if left:
+    if left := rows - len(records):
         then = "the same command goes on" if options.json else "--json keeps the others"
-        print(f"time is up: {left} of {left + len(records)} rows are left; {then}")
+        print(f"time is up: {left} of {rows} rows are left; {then}")
         return errors.EXIT_OUT_OF_TIME
     return errors.EXIT_FINISHED
 
@@ -114,8 +128,12 @@ def table(options: Options) -> int:
 
 
 def work(
-    tasks: Sequence[Task], store: Store, end: float, overwrite: bool
-) -> tuple[list[Record], int]:
+    tasks: Sequence[Task],
+    store: Store,
+    end: float,
+    overwrite: bool,
+    records: list[Record],
+) -> None:
     """Does the tasks for which there is time.
 
     Args:
@@ -123,12 +141,8 @@ def work(
       store: has what is done, and gets what is done here.
       end: no task begins that would end later, on the clock of ``time.monotonic``.
       overwrite: do again what is done.
-
-    Returns:
-      The records of the rows that are done, and how many rows are left.
+      records: gets those of the rows that are done, task by task.
     """
-    records: list[Record] = []
-    left = 0
     pace = 1.0  # seconds that tasks take, over those they were guessed to
     for number, task in enumerate(tasks, start=1):
         found: dict[str, Record] = {}
@@ -137,20 +151,18 @@ def work(
             found = {row: record for row, record in known if record}
         wanted = [job for job in task.jobs if job.row not in found]
         guess = task.seconds * len(wanted)
-        if wanted and time.monotonic() + pace * guess > end:
-            left += len(wanted)
-        elif wanted:
+        if wanted and time.monotonic() + pace * guess <= end:
             began = time.monotonic()
             for record in _measure(task, wanted, store):
                 found[record["row"]] = record
                 print(f"[{number}/{len(tasks)}] {_line(record)}", flush=True)
             pace = max(0.5 * pace, (time.monotonic() - began) / guess)
         records += found.values()
-    return records, left
 
 
 def _measure(task: Task, jobs: Sequence[Job], store: Store) -> list[Record]:
     """Measures rows of a task, and keeps them."""
+    store.check_writable()
     load, began = machine.load(), time.monotonic()
     results = task.measure([job.row for job in jobs])
     seconds = (time.monotonic() - began) / len(jobs)

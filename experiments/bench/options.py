@@ -15,6 +15,13 @@ from experiments.values import make_folder
 BENCHES = ("step", "compile", "memory", "scaling", "bandwidth", "train")
 """In order: training last, since the process keeps the gigabytes that it frees."""
 WHAT = (*BENCHES, "all", "traffic", "table")
+DEFAULT_MODELS = {
+    "step": "resnet18",
+    "compile": "densenet121",
+    "memory": "resnet18",
+    "traffic": "resnet18",
+}
+"""Whose weights are updated, without --model."""
 
 
 def _own(metavar: str) -> object:
@@ -33,7 +40,8 @@ class Options:
     overwrite: bool = False
     """Measure rows again that --json has."""
     time_limit: Annotated[str | None, _own("TIME")] = None
-    """Begin no row that would end later, as 90s or 9m; with all, 9m."""
+    """Begin no row that would end later, as 90s or 9m, and leave one that does
+    undone; with all, 9m."""
     optimizers: tuple[str, ...] = ("all",)
     """Rows of step, compile, memory and traffic, swats for all of its rows; all leaves
     out, but in step, Optax's own for comparison and what compiles for minutes."""

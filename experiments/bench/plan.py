@@ -11,7 +11,7 @@ from experiments.bench.bandwidth import measure_bandwidth
 from experiments.bench.clock import Budget
 from experiments.bench.compiling import measure_compile
 from experiments.bench.memory import measure_memory
-from experiments.bench.options import Options
+from experiments.bench.options import DEFAULT_MODELS, Options
 from experiments.bench.rows import REFERENCES
 from experiments.bench.scaling import (
     LEAVES_OF_WEIGHTS,
@@ -52,7 +52,7 @@ def plan(options: Options) -> list[Task]:
 
 
 def _step(options: Options) -> Iterator[Task]:
-    model = options.model or "resnet18"
+    model = options.model or DEFAULT_MODELS["step"]
     settings = {
         "model": model,
         "dtype": options.dtype,
@@ -77,7 +77,7 @@ def _step(options: Options) -> Iterator[Task]:
 
 
 def _compile(options: Options) -> Iterator[Task]:
-    model = options.model or "densenet121"
+    model = options.model or DEFAULT_MODELS["compile"]
     rounds = min(options.rounds, max(2, math.ceil(options.rounds / 15)))
     settings = {"model": model, "rounds": rounds}
 
@@ -89,11 +89,11 @@ def _compile(options: Options) -> Iterator[Task]:
     rows = [name for name in wanted if name not in REFERENCES]
     for start in range(0, len(rows), _TOGETHER):
         jobs = [Job("compile", n, settings) for n in rows[start : start + _TOGETHER]]
-        yield Task(jobs, measure, 2.5 * rounds)
+        yield Task(jobs, measure, 9.0 * rounds)
 
 
 def _memory(options: Options) -> Iterator[Task]:
-    model = options.model or "resnet18"
+    model = options.model or DEFAULT_MODELS["memory"]
     settings = {"model": model, "dtype": options.dtype, "mu_dtype": options.mu_dtype}
 
     def measure(names: Sequence[str]) -> Results:
@@ -107,7 +107,7 @@ def _memory(options: Options) -> Iterator[Task]:
 
 
 def _traffic(options: Options) -> Iterator[Task]:
-    model = options.model or "resnet18"
+    model = options.model or DEFAULT_MODELS["traffic"]
     settings = {
         "model": model,
         "dtype": options.dtype,

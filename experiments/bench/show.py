@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.bench.jax_side import IN_PLACE
+from experiments.bench.options import DEFAULT_MODELS
 from experiments.bench.rows import ROWS
 from experiments.bench.step import REFERENCE, REFERENCE_NEW, TORCH
 from experiments.bench.tables import Record, spread, tables
@@ -51,8 +52,7 @@ def summary_markdown(document: Mapping[str, Any]) -> str:
     """One table of all optimizers, one of training, and where they come from."""
     found = {
         (record["bench"], record["row"]): record["result"]
-        for record in document["records"]
-        if _is_standard(record["settings"])
+        for record in _of_one_model(document["records"])
     }
     rows = []
     for name in ROWS:
@@ -150,6 +150,18 @@ def _is_standard(settings: Mapping[str, Any]) -> bool:
         settings.get("dtype", "float32") == "float32"
         and settings.get("mu_dtype") is None
     )
+
+
+def _of_one_model(records: Sequence[Record]) -> list[Record]:
+    """Standard ones; of each measurement its own model's, else those of the last."""
+    standard = [record for record in records if _is_standard(record["settings"])]
+    models: dict[str, str | None] = {}
+    for record in standard:
+        bench, model = record["bench"], record["settings"].get("model")
+        own = DEFAULT_MODELS.get(bench)
+        if models.get(bench) != own or model == own:
+            models[bench] = model
+    return [r for r in standard if r["settings"].get("model") == models[r["bench"]]]
 
 
 def _compile_and_memory(found: Mapping[Any, Any], name: str) -> list[str]:

@@ -1,20 +1,24 @@
 """Finished rows in a JSON file, so that what is done is not done again."""
 
+import contextlib
 import datetime
 import functools
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from experiments.bench import machine
+from experiments.bench.show import to_markdown
 from experiments.errors import UsageError
+from experiments.locks import lock_folder
 
 FORMAT = 1
 _RECORD_KEYS = ("bench", "row", "settings", "environment", "result")
+_PATIENCE = 5.0  # seconds that another process may take to write
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Store:
     """Records by row, settings and machine; of each the last one is kept.
 
     A record is up to date if machine, versions and the measured source are those of
-    this process.
+    this process. Several processes may add to one file.
 
     Attributes:
       path: of the file; None keeps everything in memory alone.
@@ -59,6 +63,9 @@ class Store:
 
     def __post_init__(self) -> None:
         """Reads the file, where there is one."""
+        self._read()
+
+    def _read(self) -> None:
         if self.path is not None and self.path.exists():
             document = read(self.path)
             self.environments = document["environments"]
@@ -72,6 +79,17 @@ class Store:
                 return record
         return None
 
+    def check_writable(self) -> None:
+        """Raises a UsageError if the file cannot be written: not after minutes."""
+        if self.path is None:
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._unfinished().touch()
+            self._unfinished().unlink()
+        except OSError as error:
+            raise UsageError(f"--json {self.path}: {error.strerror}") from None
+
     def add(
         self,
         job: Job,
@@ -82,8 +100,6 @@ class Store:
         """Keeps a result, in place of what the same machine had for this row."""
         here = environment()
         digest = _digest(here)
-        self.environments[digest] = here
-        self.records = [r for r in self.records if not self._replaced(r, job, here)]
         record = {
             "bench": job.bench,
             "row": job.row,
@@ -95,8 +111,12 @@ class Store:
             "took_seconds": round(seconds, 2),
             "result": _rounded(result),
         }
-        self.records.append(record)
-        self._write()
+        with self._alone():
+            self._read()  # what another process has added
+            self.environments[digest] = here
+            self.records = [r for r in self.records if not self._replaced(r, job, here)]
+            self.records.append(record)
+            self._write()
         return record
 
     def document(self) -> dict[str, Any]:
@@ -115,11 +135,28 @@ class Store:
         there = self.environments[record["environment"]]
         return job.matches(record) and there["machine"] == here["machine"]
 
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Within this context no other process writes; not for ever."""
+        lock = None
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(BlockingIOError):
+                lock = lock_folder(self.path.parent, _PATIENCE)
+        try:
+            yield
+        finally:
+            if lock is not None:
+                lock.release()
+
+    def _unfinished(self) -> Path:
+        assert self.path is not None
+        return self.path.with_name(f"{self.path.name}.{os.getpid()}.unfinished")
+
     def _write(self) -> None:
         if self.path is None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = self.path.with_name(f"{self.path.name}.{os.getpid()}.unfinished")
+        unfinished = self._unfinished()
         try:
             unfinished.write_text(json.dumps(self.document(), indent=1) + "\n")
             os.replace(unfinished, self.path)
@@ -141,9 +178,10 @@ def read(path: Path) -> dict[str, Any]:
             and record["environment"] in known
             for record in document["records"]
         )
+        to_markdown(document)  # whatever else a table needs
     except OSError as error:
         raise UsageError(f"--json {path}: {error.strerror}") from None
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         complete = False
         document = {}
     if not complete:
