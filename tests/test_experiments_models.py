@@ -15,7 +15,6 @@ import spherical_optax as so
 from experiments.models import MODELS, label_spheres
 from experiments.models.convnet import ConvNet
 from experiments.models.densenet import DenseNet
-from experiments.models.layers import FLAX, PYTORCH, BatchNorm, Layers, halve_by_max
 from experiments.models.resnet import ResNet
 from experiments.models.vgg import VGG
 from spherical_optax.labels import leaves_with_paths
@@ -330,75 +329,6 @@ def test_an_image_is_judged_alone_in_evaluation(make):
     np.testing.assert_allclose(alone, together[:1], rtol=1e-4, atol=1e-5)
 
 
-# Layers
-
-
-@both_types
-def test_batch_norm_of_parts_sees_each_apart(dtype):
-    """Outputs are those of the parts alone; statistics are the means of theirs."""
-    rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.normal(size=(8, 3, 3, 2)) + np.arange(8).reshape(8, 1, 1, 1))
-    x = x.astype(dtype)
-
-    def norm():
-        return BatchNorm(2, momentum=0.5, rngs=nnx.Rngs(0))
-
-    together = norm()
-    together.parts = 4
-    y = together(x, train=True)
-    assert y.dtype == x.dtype
-    apart = [norm() for _ in range(4)]
-    for part, layer in enumerate(apart):
-        mine = slice(2 * part, 2 * part + 2)
-        np.testing.assert_allclose(
-            y[mine], layer(x[mine], train=True), rtol=1e-5, atol=1e-5
-        )
-    for name in ("mean", "var"):
-        of_parts = [getattr(layer, name)[...] for layer in apart]
-        np.testing.assert_allclose(
-            getattr(together, name)[...], np.mean(of_parts, 0), rtol=1e-5, atol=1e-6
-        )
-    whole = norm()
-    whole(x, train=True)
-    np.testing.assert_allclose(together.mean[...], whole.mean[...], rtol=1e-5)
-    assert (together.var[...] < whole.var[...] / 2).all()
-
-
-@pytest.mark.parametrize("train", [True, False])
-@both_types
-def test_batch_norm_agrees_with_flax(train, dtype):
-    x = (3 * images_of() + 1).astype(dtype)
-    ours, theirs = (
-        kind(3, momentum=0.9, rngs=nnx.Rngs(0)) for kind in (BatchNorm, nnx.BatchNorm)
-    )
-    for norm in (ours, theirs):
-        norm.scale.set_value(jnp.array([0.5, 1.0, 2.0]))
-        norm.bias.set_value(jnp.array([-1.0, 0.0, 1.0]))
-        norm.mean.set_value(jnp.array([0.1, 0.2, 0.3]))
-    y, expected = ours(x, train=train), theirs(x, use_running_average=not train)
-    assert (y.dtype, expected.dtype) == (dtype, jnp.float32)
-    # Nothing but the outcome is rounded.
-    rounding = 2**-8 if dtype == jnp.bfloat16 else 1e-5
-    np.testing.assert_allclose(
-        y.astype(jnp.float32), expected, rtol=rounding, atol=1e-5
-    )
-    state, expected_state = leaves(nnx.state(ours)), leaves(nnx.state(theirs))
-    assert state.keys() == expected_state.keys()
-    for path, leaf in state.items():
-        np.testing.assert_allclose(leaf, expected_state[path], rtol=1e-5)
-
-
-def test_layers_are_those_of_pytorch():
-    layers = Layers(nnx.Rngs(0))
-    norm = layers.batch_norm(4)
-    assert (norm.momentum, norm.epsilon) == (0.9, 1e-5)
-    # Both sides are padded alike.
-    conv = layers.conv(1, 1, 3, stride=2)
-    conv.kernel.set_value(jnp.ones((3, 3, 1, 1)))
-    corners = conv(jnp.ones((1, 4, 4, 1)))[0, :, :, 0]
-    np.testing.assert_array_equal(corners, [[4, 6], [6, 9]])
-
-
 @pytest.mark.parametrize(
     ("name", "path", "fan_in", "bound", "variance"),
     [
@@ -418,36 +348,3 @@ def test_initial_weights(name, path, fan_in, bound, variance):
     assert np.abs(scaled).max() <= bound
     assert scaled.var() == pytest.approx(variance, rel=0.1)
     assert scaled.mean() == pytest.approx(0, abs=0.1)
-
-
-@pytest.mark.parametrize("size", [(2, 2), (1, 3)])
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("defaults", [PYTORCH, FLAX], ids=["pytorch", "flax"])
-def test_kernels_larger_than_the_image(size, stride, defaults):
-    conv = Layers(nnx.Rngs(0), defaults=defaults).conv(3, 5, 3, stride)
-    x = jnp.asarray(
-        np.random.default_rng(0).standard_normal((2, *size, 3)), jnp.float32
-    )
-    plain = nnx.clone(conv)
-    plain.conv_general_dilated = jax.lax.conv_general_dilated
-    grads = nnx.grad(lambda conv, x: jnp.sum(jnp.sin(conv(x))), argnums=(0, 1))
-    for y, expected in zip(
-        jax.tree.leaves((conv(x), grads(conv, x))),
-        jax.tree.leaves((plain(x), grads(plain, x))),
-        strict=True,
-    ):
-        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("size", [(4, 4), (3, 5), (1, 1), (1, 6)])
-def test_halve_by_max_agrees_with_max_pool(size):
-    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, *size, 3)))
-
-    def pool(x):
-        return nnx.max_pool(x, (2, 2), (2, 2), padding="SAME")
-
-    np.testing.assert_array_equal(halve_by_max(x), pool(x))
-    grads = [
-        jax.grad(lambda x, f=f: (f(x) ** 2).sum())(x) for f in (halve_by_max, pool)
-    ]
-    np.testing.assert_allclose(*grads, rtol=1e-6)

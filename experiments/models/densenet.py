@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from experiments.models.layers import Layers, mean_over_space
+from experiments.models.layers import Layers, mean_over_space, relu
 
 
 class DenseNet(nnx.Module):
@@ -69,7 +69,7 @@ class DenseNet(nnx.Module):
             for b in range(depth):
                 new = stage[f"block{b}"](x, train=train)
                 x = jnp.concatenate([x, new], axis=-1)
-        x = nnx.relu(self.norm(x, train=train))
+        x = relu(self.norm(x, train=train))
         return self.head(mean_over_space(x))
 
 
@@ -84,8 +84,8 @@ class DenseBlock(nnx.Module):
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Features of all blocks before it to those that it adds."""
-        y = self.conv1(nnx.relu(self.norm1(x, train=train)))
-        return self.conv2(nnx.relu(self.norm2(y, train=train)))
+        y = self.conv1(relu(self.norm1(x, train=train)))
+        return self.conv2(relu(self.norm2(y, train=train)))
 
 
 class Transition(nnx.Module):
@@ -97,5 +97,5 @@ class Transition(nnx.Module):
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Features (batch, height, width, channel) to half of each but the batch."""
-        x = self.conv(nnx.relu(self.norm(x, train=train)))
+        x = self.conv(relu(self.norm(x, train=train)))
         return nnx.avg_pool(x, (2, 2), (2, 2))

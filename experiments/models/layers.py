@@ -98,7 +98,8 @@ class BatchNorm(nnx.BatchNorm):
         assert self.scale is not None
         assert self.bias is not None
         factor = jax.lax.rsqrt(var + self.epsilon) * self.scale[...]
-        return (x - mean) * factor + self.bias[...]
+        # Backwards that is two sums over x. Of (x - mean) * factor + bias it were four.
+        return x * factor + (self.bias[...] - mean * factor)
 
     def _store(self, average: nnx.BatchStat, new: jax.Array) -> None:
         # Not `average[...] =`: there Flax makes every tracer word an error message
@@ -170,6 +171,15 @@ class Layers:
 
     def _logits_dtype(self) -> jnp.dtype:
         return jnp.promote_types(self.dtype, jnp.float32)
+
+
+def relu(x: jax.Array) -> jax.Array:
+    """The larger of ``x`` and 0, as a choice; NaN stays NaN.
+
+    A maximum XLA does again for each that reads it, on a CPU, and with it all additions
+    of shortcuts before it. What chooses by one array from another it does once.
+    """
+    return jnp.where(x <= 0, jnp.zeros((), x.dtype), x)
 
 
 def mean_over_space(x: jax.Array) -> jax.Array:

@@ -8,7 +8,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from experiments.models.layers import PYTORCH, Defaults, Layers, mean_over_space
+from experiments.models.layers import (
+    PYTORCH,
+    Defaults,
+    Layers,
+    mean_over_space,
+    relu,
+)
 
 _MARGIN: Any = ((1, 1), (1, 1))  # one pixel on every side
 
@@ -66,7 +72,7 @@ class ResNet(nnx.Module):
 
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Images (batch, height, width, channel) to logits (batch, class)."""
-        x = nnx.relu(self.stem_norm(self.stem(images), train=train))
+        x = relu(self.stem_norm(self.stem(images), train=train))
         if self.pools:
             x = nnx.max_pool(x, (3, 3), (2, 2), padding=_MARGIN)
         for s, depth in enumerate(self.blocks, start=1):
@@ -91,8 +97,8 @@ class BasicBlock(nnx.Module):
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Features (batch, height, width, channel) to features."""
-        y = nnx.relu(self.norm1(self.conv1(x), train=train))
+        y = relu(self.norm1(self.conv1(x), train=train))
         y = self.norm2(self.conv2(y), train=train)
         if self.has_shortcut:
             x = self.shortcut_norm(self.shortcut(x), train=train)
-        return nnx.relu(x + y)
+        return relu(x + y)

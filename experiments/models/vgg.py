@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from experiments.models.layers import Layers, halve_by_max, mean_over_space
+from experiments.models.layers import Layers, halve_by_max, mean_over_space, relu
 
 
 class VGG(nnx.Module):
@@ -56,6 +56,6 @@ class VGG(nnx.Module):
             stage = getattr(self, f"stage{s}")
             for n in range(1, depth + 1):
                 conv, norm = stage[f"conv{n}"], stage[f"norm{n}"]
-                x = nnx.relu(norm(conv(x), train=train))
+                x = relu(norm(conv(x), train=train))
             x = halve_by_max(x)
         return self.head(mean_over_space(x))
