@@ -4,20 +4,17 @@ import math
 
 import numpy as np
 import pytest
+from reports import columns
 from run_folders import add
 from scipy import stats as scipy_stats
 
 from experiments.report import published, stats
-from experiments.report.columns import columns_of
 from experiments.report.command import main
-from experiments.results import find_runs
 
 
 def findings(runs):
     """What is said of each claim, by its text."""
-    found, unreadable = find_runs([runs])
-    assert unreadable == []
-    (column,) = columns_of(found)
+    (column,) = columns(runs)
     return {f.claim: f for f in published.judge_claims(column)}
 
 

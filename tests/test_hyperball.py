@@ -1,7 +1,7 @@
 """Any optimizer on spheres: against NumPy, the norms it keeps, what it does not see.
 
-Covers ``hyperball``, ``adamh``, ``muonh``, ``rotational``, ``project_to_norm`` and
-``add_corrected_weight_decay``.
+Covers ``hyperball``, ``adamh``, ``muonh``, ``project_to_norm`` and, with them,
+``rotational`` and ``add_corrected_weight_decay``; more of it in ``test_rotational.py``.
 """
 
 import functools
@@ -13,38 +13,13 @@ import numpy as np
 import optax
 import pytest
 import reference_spheres as reference
+from labelled_leaves import BASES, LABELLED, by_base, by_type, follows
 from optax import contrib
 from trajectories import compare, falling, gradients_of, random_tree
 
 import spherical_optax as so
 
-LABELS = {
-    "attention": "layer",
-    "bias": "euclidean",
-    "conv": "filter",
-    "conv1d": "depthwise",
-    "scale": "euclidean",
-}
-TABLE = {**so.CHANNEL_AXES, "depthwise": (-2, -1)}
-AXES = {name: TABLE[label] for name, label in LABELS.items()}
-LABELLED = {"labels": LABELS, "channel_axes": TABLE}
-
-
 # ---------------------------------------------------------------- the mathematics
-
-BASES = {
-    "adam": (optax.scale_by_adam(b2=0.9), lambda: reference.adam(b2=0.9)),
-    "momentum": (optax.trace(0.8), lambda: reference.momentum(0.8)),
-}
-by_base = pytest.mark.parametrize("base", BASES)
-by_type = pytest.mark.parametrize("dtype", [np.float64, np.complex128])
-
-
-def follows(optimizer, leaf, dtype=np.float64):
-    """The optimizer does what the loop does, on leaves of every label."""
-    coroutine = reference.tree(leaf, random_tree(0, dtype=dtype), AXES)
-    compiled = optax.GradientTransformation(optimizer.init, jax.jit(optimizer.update))
-    compare(compiled, coroutine, gradients_of(1, dtype=dtype))
 
 
 @pytest.mark.parametrize("rate", [0.03, falling(0.1)], ids=["number", "schedule"])
@@ -92,19 +67,6 @@ def test_muonh_takes_adam_where_there_is_no_matrix(x64):
     )
     gradient = gradients_of(2, shapes={"w": (3,)})
     compare(so.muonh(0.02, labels={"w": "layer"}), coroutine, gradient)
-
-
-@pytest.mark.parametrize("rate", [0.03, falling(0.1)], ids=["number", "schedule"])
-@by_type
-@by_base
-def test_rotational(base, dtype, rate, x64):
-    transformation, direction = BASES[base]
-    options = {"weight_decay": 0.2, "b1": 0.8, "norm_decay": 0.7, "eps": 1e-3}
-    follows(
-        so.rotational(transformation, rate, **options, **LABELLED),
-        lambda x, axes: reference.rotational(x, axes, direction(), rate, **options),
-        dtype,
-    )
 
 
 @pytest.mark.parametrize("radius", ["initial", "current", 1.5])
@@ -242,31 +204,6 @@ def test_the_norm_is_kept_over_many_steps(name, dtype, tolerance):
     assert float(jnp.max(drift)) <= tolerance
 
 
-@pytest.mark.parametrize("shape", [(3, 3, 16, 4), (1, 4)], ids=str)
-@pytest.mark.parametrize("angle", [0.2, 0.01])
-def test_rotational_does_not_turn_by_rounding_errors(shape, angle):
-    """Where the direction is along the weights, or a group is of a single one."""
-    start = {"w": random_tree(7, {"w": shape}, np.float32)["w"]}
-    optimizer = so.rotational(
-        optax.identity(), angle**2, 0.5, b1=0.0, labels={"w": "filter"}
-    )
-    step = jax.jit(cases.make_step(optimizer))
-    params, state = start, optimizer.init(start)
-    for _ in range(20):
-        params, state = step(params, state, {"w": 0.37 * params["w"]})
-        np.testing.assert_allclose(params["w"], start["w"], rtol=1e-5)
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_rotational_tells_what_is_not_a_number_from_rounding_errors(bad):
-    """NaN stays, for who looks for it; the infinite counts as the largest."""
-    params = {"conv": random_tree(7, {"conv": (3, 3, 2, 4)}, np.float32)["conv"]}
-    grads = {"conv": jnp.asarray(params["conv"]).at[0, 0, 0, 0].set(bad)}
-    optimizer = so.rotational(optax.identity(), 0.1, 0.5)
-    updates, _ = optimizer.update(grads, optimizer.init(params), params)
-    assert bool(jnp.any(jnp.isnan(updates["conv"]))) == np.isnan(bad)
-
-
 # ---------------------------------------------------------------- what is not seen
 
 
@@ -313,13 +250,6 @@ def test_each_step_turns_by_the_learning_rate(x64):
     path = path_on_the_sphere(optimizer, 3.0, steps=2)
     cosines = np.sum(path[0] * path[1], axis=(0, 1, 2))
     np.testing.assert_allclose(np.arccos(cosines), np.arctan(0.1), rtol=1e-6)
-
-
-def test_no_weight_decay_no_rotation():
-    params = {"conv": random_tree(6, {"conv": (3, 3, 2, 4)}, np.float32)["conv"]}
-    optimizer = so.rotational(optax.scale_by_adam(), 0.1, weight_decay=0.0)
-    updates, _ = optimizer.update(params, optimizer.init(params), params)
-    np.testing.assert_allclose(updates["conv"], 0, atol=1e-6)
 
 
 # ---------------------------------------------------------------- Optax's wrappers
