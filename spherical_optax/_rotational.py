@@ -120,8 +120,8 @@ def rotational(
       once, at the start. Here weights are not touched before the first step; start
       from centred ones (``so.geometry.center``) for the same. Where what is left of
       :math:`u` is no more than rounding errors of what was taken away, as in a group of
-      a single weight, it counts as 0: divided by its own length, it would turn the
-      group at random.
+      a single weight or in a centred one of two, it counts as 0: divided by its own
+      length, it would turn the group at random.
 
     References:
       Kosson, Messmer and Jaggi, `Rotational equilibrium: how weight decay balances

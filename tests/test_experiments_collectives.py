@@ -156,14 +156,18 @@ def test_filters_that_lie_whole_need_no_word(records):
             assert record["counts"] == {}
 
 
-def test_a_whole_step_adds_up_gradients_and_local_batch_norm_says_less(found):
-    """With fsdp it gathers, too."""
+def test_a_whole_step_adds_up_gradients_and_local_batch_norm_says_less_often(found):
+    """With fsdp it gathers, too.
+
+    Global statistics cost no bytes more: what they add up backwards are the gradients
+    of scale and bias, and the running statistics are means over devices either way.
+    """
     _, steps = found
     whole, local = (steps["data=8", kind] for kind in ("global", "local"))
     for record in (whole, local):
         assert set(record["counts"]) == {"all-reduce"}
     gradients = size_in_bytes(model_shapes("convnet"))
-    assert gradients <= local["bytes"] < whole["bytes"] < 1.1 * gradients
+    assert gradients <= local["bytes"] == whole["bytes"] < 1.1 * gradients
     assert sum(local["counts"].values()) < sum(whole["counts"].values())
     assert steps["fsdp=8", "global"]["counts"]["all-gather"] > 0
 
