@@ -120,22 +120,30 @@ def test_a_run_with_right_rules_warns_of_nothing(tmp_path, capsys):
         (["--batch-size", "1"], "--batch-size must be at least 2"),
         (["--classes", "0"], "--classes must be at least 2, got 0"),
         (["--image-shape", "0", "8", "1"], "--image-shape must be at least 1, got 0"),
-        (["--tolerance", "-1"], "tolerance"),
+        (["--tolerance", "-1"], "--tolerance must be greater than 0, got -1"),
+        (["--tolerance", "nan"], "--tolerance must be greater than 0, got nan"),
         (["--seed", "-1"], "--seed must be at least 0, got -1"),
         (
             ["--json", "/nowhere/table.json"],
-            "--json: /nowhere/table.json: No such file",
+            "--json: /nowhere/table.json: there is no such folder",
         ),
     ],
 )
-def test_bad_options(args, message, capsys, monkeypatch):
-    if "--json" in args:
-        monkeypatch.setattr(command, "_measure", lambda options: [])
+def test_bad_options_are_refused_before_anything_is_measured(
+    args, message, capsys, monkeypatch
+):
+    monkeypatch.setattr(command, "inspect_model", None)
     assert main(args) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_table_that_cannot_be_written(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(command, "_measure", lambda options: [])
+    assert main(["--json", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: --json: {tmp_path}: Is a directory\n"
 
 
 def test_loss_that_is_not_finite():
