@@ -209,7 +209,9 @@ def _measure(options: Options) -> list[Row]:
         if value < least:
             raise UsageError(f"{name} must be at least {least}, got {value}")
     if not 0 < options.tolerance < math.inf:
-        raise UsageError(f"--tolerance must be greater than 0, got {options.tolerance}")
+        raise UsageError(
+            f"--tolerance must be positive and finite, got {options.tolerance}"
+        )
     if options.json is not None and not options.json.parent.is_dir():
         raise UsageError(f"--json: {options.json}: there is no such folder")
     images, targets = _noise(shape, classes, options.batch_size, options.seed)

@@ -120,8 +120,9 @@ def test_a_run_with_right_rules_warns_of_nothing(tmp_path, capsys):
         (["--batch-size", "1"], "--batch-size must be at least 2"),
         (["--classes", "0"], "--classes must be at least 2, got 0"),
         (["--image-shape", "0", "8", "1"], "--image-shape must be at least 1, got 0"),
-        (["--tolerance", "-1"], "--tolerance must be greater than 0, got -1"),
-        (["--tolerance", "nan"], "--tolerance must be greater than 0, got nan"),
+        (["--tolerance", "-1"], "--tolerance must be positive and finite, got -1"),
+        (["--tolerance", "nan"], "--tolerance must be positive and finite, got nan"),
+        (["--tolerance", "inf"], "--tolerance must be positive and finite, got inf"),
         (["--seed", "-1"], "--seed must be at least 0, got -1"),
         (
             ["--json", "/nowhere/table.json"],

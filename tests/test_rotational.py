@@ -41,6 +41,18 @@ def test_rotational_does_not_turn_by_rounding_errors(shape, angle):
         np.testing.assert_allclose(params["w"], start["w"], rtol=1e-5)
 
 
+def test_a_centred_group_of_two_does_not_turn():
+    """It has one direction and its opposite, whatever the gradient says."""
+    start = {"w": jnp.asarray([[1.0, -0.7], [-1.0, 0.7]])}
+    optimizer = so.rotational(optax.scale_by_adam(), 0.01, 0.1, labels={"w": "filter"})
+    step = jax.jit(cases.make_step(optimizer))
+    params, state = start, optimizer.init(start)
+    for seed in range(20):
+        grads = random_tree(seed, {"w": (2, 2)}, np.float32)
+        params, state = step(params, state, grads)
+        np.testing.assert_allclose(params["w"], start["w"], rtol=1e-6)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_rotational_tells_what_is_not_a_number_from_rounding_errors(bad):
     """NaN stays, for who looks for it; the infinite counts as the largest."""
